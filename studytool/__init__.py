@@ -1,0 +1,1 @@
+"""Compare fine-tuned video networks on subtomograms."""

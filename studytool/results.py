@@ -1,0 +1,174 @@
+"""What travels between the rooms: plain frozen records that know nothing of torch, Ray or MLflow."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
+from typing import Any
+
+
+class Outcome(StrEnum):
+    """How a trial ended; a pruned trial is never shown as finished."""
+
+    COMPLETE = "COMPLETE"
+    PRUNED = "PRUNED"
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a trial has used so far; costs of parts add up with `+`.
+
+    Seconds are wall-clock seconds of the trial by phase; `device_seconds` is their sum times the number (or share)
+    of devices the trial held. `flops` counts multiplications and additions of forward and, for what is trained,
+    backward passes. `energy_joules` is None where the device reports none.
+    """
+
+    data_seconds: float = 0.0
+    train_seconds: float = 0.0
+    evaluate_seconds: float = 0.0
+    checkpoint_seconds: float = 0.0
+    device_seconds: float = 0.0
+    samples: int = 0
+    flops: float = 0.0
+    peak_memory_gib: float = 0.0
+    energy_joules: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds of all phases."""
+        return self.data_seconds + self.train_seconds + self.evaluate_seconds + self.checkpoint_seconds
+
+    def __add__(self, other: Cost) -> Cost:
+        added = [f.name for f in fields(self) if f.name not in _NOT_SUMMED]
+        summed = {name: getattr(self, name) + getattr(other, name) for name in added}
+        joules = [c.energy_joules for c in (self, other) if c.energy_joules is not None]
+        return Cost(
+            **summed,
+            peak_memory_gib=max(self.peak_memory_gib, other.peak_memory_gib),
+            energy_joules=sum(joules) if joules else None,
+        )
+
+
+_NOT_SUMMED = {"peak_memory_gib", "energy_joules"}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How well predictions match labels on one split of `count` volumes.
+
+    `confusion[i][j]` counts volumes of class i labelled as class j. `macro_auc` is the mean one-versus-rest area
+    under the ROC curve over the classes that occur; None where fewer than two do.
+    """
+
+    count: int
+    loss: float
+    accuracy: float
+    balanced_accuracy: float
+    macro_f1: float
+    macro_auc: float | None
+    confusion: tuple[tuple[int, ...], ...]
+
+    def metric(self, name: str) -> float:
+        """The value of `val/balanced_accuracy` and the like, by the part after the slash."""
+        value = getattr(self, name.rpartition("/")[2])
+        return float("nan") if value is None else float(value)
+
+
+METRICS = ("loss", "accuracy", "balanced_accuracy", "macro_f1", "macro_auc")
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """One finished epoch of one trial. `epoch` counts from 1; `cost` is the trial's total so far.
+
+    `train_loss` is the mean over the epoch's batches. `test` is filled in once, with the last epoch of a trial of
+    the confirm phase: the scores of the selected epoch's weights on the test split.
+    """
+
+    epoch: int
+    steps: int
+    train_loss: float
+    learning_rate: float
+    val: Scores
+    cost: Cost
+    best_epoch: int
+    best_value: float
+    test: Scores | None = None
+    is_last: bool = False
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """Where a trial ran. `trials_side_by_side` above 1 means that its seconds are not fit for cost claims."""
+
+    kind: str
+    name: str
+    trials_side_by_side: int = 1
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """All that is kept of one trial: what it was, how it ended, its curve, and what it cost.
+
+    `parameters` are the factors by their flat names. `phase` is "search" or "confirm"; a confirm trial's `source` is
+    the number of the search trial that it trains again. `message` says why a trial failed.
+    """
+
+    trial_id: str
+    arm: str
+    phase: str
+    number: int
+    source: int | None
+    seed: int
+    parameters: dict[str, Any]
+    config_hash: str
+    outcome: Outcome | None = None
+    epochs: tuple[EpochResult, ...] = ()
+    message: str = ""
+    device: DeviceInfo | None = None
+    attempts: int = 1
+
+    @property
+    def last(self) -> EpochResult | None:
+        """The last epoch, if there was one."""
+        return self.epochs[-1] if self.epochs else None
+
+    @property
+    def cost(self) -> Cost:
+        """What the trial has used in all."""
+        return self.epochs[-1].cost if self.epochs else Cost()
+
+    @property
+    def test(self) -> Scores | None:
+        """The scores on the test split: only a finished confirm trial has them."""
+        return self.epochs[-1].test if self.epochs else None
+
+
+def to_dict(record: Any) -> dict[str, Any]:
+    """A record as plain dicts, lists and numbers, ready for JSON."""
+    return asdict(record)
+
+
+def epoch_from_dict(values: dict[str, Any]) -> EpochResult:
+    """The inverse of `to_dict` for an EpochResult (TypeError or KeyError if it is something else)."""
+    scores = {name: _scores(values[name]) for name in ("val", "test")}
+    return EpochResult(**{**values, **scores, "cost": Cost(**values["cost"])})
+
+
+def trial_from_dict(values: dict[str, Any]) -> TrialRecord:
+    """The inverse of `to_dict` for a TrialRecord (TypeError or KeyError if it is something else)."""
+    return TrialRecord(
+        **{
+            **values,
+            "outcome": Outcome(values["outcome"]) if values["outcome"] else None,
+            "epochs": tuple(epoch_from_dict(epoch) for epoch in values["epochs"]),
+            "device": DeviceInfo(**values["device"]) if values["device"] else None,
+        }
+    )
+
+
+def _scores(values: dict[str, Any] | None) -> Scores | None:
+    if values is None:
+        return None
+    return Scores(**{**values, "confusion": tuple(tuple(row) for row in values["confusion"])})

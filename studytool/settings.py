@@ -1,0 +1,286 @@
+"""The sections of a study file: every key, its type, its range and its default. Every default stands here.
+
+A *factor* is a field of `ModelSettings`, `InputSettings` or `TrainSettings`: the study file sets it for all trials in
+its section, compares values of it under `arms:`, or tunes it under `search:`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from studytool import registry
+from studytool.errors import unknown_name
+from studytool.models.backbones import BACKBONES, CHECKPOINT
+from studytool.results import METRICS
+
+
+def _named(kind: str, table: Mapping[str, str]) -> AfterValidator:
+    def check(name: str) -> str:
+        if name not in table:
+            raise ValueError(unknown_name(kind, name, table))
+        return name
+
+    return AfterValidator(check)
+
+
+class Settings(BaseModel):
+    """What all sections share: values cannot change, unknown keys and wrong types are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class SimulateSettings(Settings):
+    """How to simulate a dataset; see `studytool.data.simulate` for what each step does.
+
+    `snr` is var(signal after CTF and wedge) / var(noise), or "infinite" for no noise. `shift_fraction` is of the box.
+    `tilt_range_degrees` and `tilt_step_degrees` give the missing wedge. `tomograms` gives (train, val, test) counts.
+    `neighbours` is the largest number of other particles around one. `templates` is a folder of MRC maps, one class
+    each, instead of the phantoms. `b_factor_square_angstrom` dampens high frequencies by exp(-B k^2 / 4).
+    """
+
+    classes: int | tuple[str, ...] = 10
+    volumes_per_class: Annotated[int, Field(ge=3, le=1_000_000)] = 500
+    side: Annotated[int, Field(ge=8, le=256)] = 32
+    voxel_size_angstrom: Annotated[float, Field(gt=0, le=100)] = 10.0
+    snr: Annotated[float, Field(gt=0)] | Literal["infinite"] = 0.1
+    tilt_range_degrees: tuple[float, float] = (-60.0, 60.0)
+    tilt_step_degrees: Annotated[float, Field(gt=0, le=30)] = 3.0
+    shift_fraction: Annotated[float, Field(ge=0, le=0.3)] = 0.1
+    neighbours: Annotated[int, Field(ge=0, le=4)] = 0
+    ctf: bool = True
+    defocus_range_um: tuple[float, float] = (2.0, 6.0)
+    voltage_kv: Annotated[float, Field(ge=50, le=1000)] = 300.0
+    spherical_aberration_mm: Annotated[float, Field(ge=0, le=10)] = 2.7
+    amplitude_contrast: Annotated[float, Field(ge=0, le=1)] = 0.07
+    b_factor_square_angstrom: Annotated[float, Field(ge=0, le=100_000)] = 1000.0
+    tomograms: tuple[int, int, int] = (6, 2, 2)
+    templates: str | None = None
+    dtype: Literal["float16", "float32"] = "float16"
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _possible(self) -> SimulateSettings:
+        low, high = self.tilt_range_degrees
+        if not -90 <= low < high <= 90:
+            raise ValueError(f"tilt_range_degrees has to rise within -90 to 90, found [{low}, {high}]")
+        if not 0 < self.defocus_range_um[0] <= self.defocus_range_um[1]:
+            raise ValueError(f"defocus_range_um has to rise from above 0, found {list(self.defocus_range_um)}")
+        if min(self.tomograms) < 1:
+            raise ValueError(f"tomograms has to give each split at least one, found {list(self.tomograms)}")
+        if self.volumes_per_class < sum(self.tomograms):
+            raise ValueError(
+                f"volumes_per_class ({self.volumes_per_class}) has to be at least the number of tomograms "
+                f"({sum(self.tomograms)}), so that every split holds every class"
+            )
+        return self
+
+
+class DataSettings(Settings):
+    """The dataset: a folder of shards and, where it can be made, how to simulate it."""
+
+    path: Annotated[str, Field(min_length=1)]
+    simulate: SimulateSettings | None = None
+
+
+def _backbone_name(name: str) -> str:
+    if name not in BACKBONES and ":" not in name:
+        raise ValueError(unknown_name("backbone", name, BACKBONES))
+    return name
+
+
+def _initialization_name(name: str) -> str:
+    if name not in registry.INITIALIZATIONS and not name.startswith(CHECKPOINT):
+        raise ValueError(unknown_name("initialization", name, [*registry.INITIALIZATIONS, f"{CHECKPOINT}PATH"]))
+    if name == CHECKPOINT:
+        raise ValueError("checkpoint: needs a path after the colon, such as 'checkpoint:studies/a/best.safetensors'")
+    return name
+
+
+class ModelSettings(Settings):
+    """The network: which one, what it starts from, what of it is trained, and how a volume enters it.
+
+    `input_size` resizes the volume: "keep" not at all, "native" to the clip the backbone was made for, a number to
+    that side. `time_axis` is the axis of the volume that plays time. `stem` says how the weights of three input
+    channels become those of one. `frozen_batchnorm` is the mode of the frozen part's batch normalization.
+    `gradual_epochs` and `layer_decay` are the numbers of the freezings of these names.
+    """
+
+    backbone: Annotated[str, AfterValidator(_backbone_name)] = "r2plus1d_18"
+    init: Annotated[str, AfterValidator(_initialization_name)] = "random"
+    freeze: str = "none"
+    frozen_batchnorm: Literal["eval", "train"] = "eval"
+    stem: Literal["sum", "mean", "repeat"] = "sum"
+    stem_stride: Literal["keep", "remove"] = "keep"
+    time_axis: Literal["z", "y", "x"] = "z"
+    input_size: Literal["keep", "native"] | Annotated[int, Field(ge=8, le=256)] = "keep"
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    gradual_epochs: Annotated[int, Field(ge=1, le=100_000)] = 2
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.75
+
+
+class InputSettings(Settings):
+    """What happens to a volume before the network sees it; augmentations apply to the training split only."""
+
+    normalize: Annotated[str, _named("normalization", registry.NORMALIZATIONS)] = "standard"
+    augment: tuple[Annotated[str, _named("augmentation", registry.AUGMENTATIONS)], ...] = ("turns", "shift")
+
+
+class TrainSettings(Settings):
+    """How a network is trained. `warmup_epochs` may be a fraction; `gradient_clip` bounds the gradient's norm.
+
+    `momentum` (Nesterov's) is that of `sgd`; the others have their usual decay rates. "auto" precision is bfloat16
+    where a GPU computes it, else float32; "auto" channels_last is on for networks made of convolutions.
+    """
+
+    max_epochs: Annotated[int, Field(ge=1, le=100_000)] = 30
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 32
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    optimizer: Annotated[str, _named("optimizer", registry.OPTIMIZERS)] = "adamw"
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 1e-4
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    schedule: Annotated[str, _named("schedule", registry.SCHEDULES)] = "cosine"
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    gradient_clip: Annotated[float, Field(gt=0)] | None = None
+    channels_last: Literal["auto", "on", "off"] = "auto"
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> TrainSettings:
+        if self.warmup_epochs >= self.max_epochs:
+            raise ValueError(
+                f"warmup_epochs ({self.warmup_epochs:g}) has to be below max_epochs ({self.max_epochs}); "
+                "it may be a fraction"
+            )
+        return self
+
+
+SECTIONS: Mapping[str, type[Settings]] = {"model": ModelSettings, "input": InputSettings, "train": TrainSettings}
+FACTORS: Mapping[str, str] = {name: section for section, kind in SECTIONS.items() for name in kind.model_fields}
+
+
+class MetricSettings(Settings):
+    """What is optimized, always on the validation split, and the value whose cost is asked for."""
+
+    name: str = "val/balanced_accuracy"
+    mode: Literal["max", "min"] = "max"
+    target: float | None = None
+    select: Literal["best", "last"] = "best"
+
+    @model_validator(mode="after")
+    def _known(self) -> MetricSettings:
+        names = [f"val/{metric}" for metric in METRICS]
+        if self.name.startswith("test/"):
+            raise ValueError(f"{self.name} cannot choose anything: the test split is read once, at the end; use val/…")
+        if self.name not in names:
+            raise ValueError(unknown_name("metric", self.name, names))
+        if (self.name == "val/loss") != (self.mode == "min"):
+            right = "min" if self.name == "val/loss" else "max"
+            raise ValueError(f"{self.name} needs mode: {right}")
+        return self
+
+    @property
+    def sign(self) -> int:
+        """+1 where larger is better, -1 where smaller is."""
+        return 1 if self.mode == "max" else -1
+
+
+class Distribution(Settings):
+    """The values a tuned factor may take: one of the five forms."""
+
+    log_uniform: tuple[float, float] | None = None
+    uniform: tuple[float, float] | None = None
+    integer: tuple[int, int] | None = None
+    log_integer: tuple[int, int] | None = None
+    choice: Annotated[tuple[Any, ...], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Distribution:
+        if len(self.model_fields_set) != 1:
+            raise ValueError(f"give exactly one of {', '.join(Distribution.model_fields)}")
+        if self.choice is None:
+            low, high = self.ends
+            if not low < high:
+                raise ValueError(f"the range has to rise, found [{low}, {high}]")
+            if low <= 0 and self.kind.startswith("log"):
+                raise ValueError(f"a logarithmic range has to start above 0, found [{low}, {high}]")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """The name of the form that was given."""
+        return next(iter(self.model_fields_set))
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """The lowest and highest value, or every choice: if these are allowed, all values are."""
+        values: tuple[Any, ...] = getattr(self, self.kind)
+        return values
+
+
+class AshaSettings(Settings):
+    """Asynchronous successive halving: after `grace_epochs` x factor^k epochs, the best 1/factor of an arm go on."""
+
+    grace_epochs: Annotated[int, Field(ge=1)] = 3
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
+
+
+class SchedulerSettings(Settings):
+    """Which trials of an arm are stopped early; `none` lets every trial run to its end."""
+
+    asha: AshaSettings | None = AshaSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        named = {"none": {"asha": None}, "asha": {}}
+        if isinstance(value, str):
+            if value not in named:
+                raise ValueError(unknown_name("scheduler", value, named))
+            return named[value]
+        return value
+
+
+class SearchSettings(Settings):
+    """The search phase; keys that are factors become `space`, e.g. `learning_rate: {log_uniform: [1.0e-5, 1.0e-2]}`."""
+
+    trials_per_arm: Annotated[int, Field(ge=1, le=100_000)] = 12
+    sampler: Annotated[str, _named("sampler", registry.SAMPLERS)] = "tpe"
+    scheduler: SchedulerSettings = SchedulerSettings()
+    space: dict[str, Distribution] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_space(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        known = {*cls.model_fields} - {"space"}
+        unknown = [key for key in value if key not in known and key not in FACTORS and key != "space"]
+        if unknown:
+            raise ValueError(unknown_name("key", unknown[0], [*known, *FACTORS]))
+        settings = {key: item for key, item in value.items() if key not in FACTORS}
+        factors = {key: item for key, item in value.items() if key in FACTORS}
+        return {**settings, "space": {**value.get("space", {}), **factors}}
+
+
+class ConfirmSettings(Settings):
+    """The confirm phase: how many paired seeds every arm's best configuration is trained with."""
+
+    seeds: Annotated[int, Field(ge=0, le=1000)] = 5
+
+
+class ResourceSettings(Settings):
+    """What one trial holds and how many run at once; "auto": one GPU a trial where there are any, else one core."""
+
+    gpu: Literal["auto"] | Annotated[float, Field(ge=0, le=64)] = "auto"
+    cpu: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
+    trials_at_once: Literal["auto"] | Annotated[int, Field(ge=1, le=10_000)] = "auto"
+
+
+class TrackingSettings(Settings):
+    """Where MLflow keeps its runs; a relative SQLite path counts from the folder `studytool` is started in."""
+
+    uri: Annotated[str, Field(min_length=1)] = "sqlite:///mlflow.db"

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import json
+import math
+
+from studytool.results import (
+    Cost,
+    DeviceInfo,
+    EpochResult,
+    Outcome,
+    Scores,
+    TrialRecord,
+    epoch_from_dict,
+    to_dict,
+    trial_from_dict,
+)
+
+SCORES = Scores(4, 0.5, 0.75, 0.7, 0.6, None, ((1, 1), (0, 2)))
+EPOCH = EpochResult(1, 3, 0.9, 1e-3, SCORES, Cost(1, 2, 3, 4, 10, 5, 6, 7, None), 1, 0.7, SCORES, True)
+RECORD = TrialRecord(
+    "a.search-000",
+    "a",
+    "search",
+    0,
+    None,
+    1,
+    {"augment": ["turns"]},
+    "hash",
+    Outcome.COMPLETE,
+    (EPOCH,),
+    "",
+    DeviceInfo("cpu", "x", 2),
+)
+
+
+def test_records_survive_json():
+    assert epoch_from_dict(json.loads(json.dumps(to_dict(EPOCH)))) == EPOCH
+    assert trial_from_dict(json.loads(json.dumps(to_dict(RECORD)))) == RECORD
+
+
+def test_costs_add_up_except_for_peaks_and_what_was_not_measured():
+    total = Cost(1, 2, 3, 4, 10, 5, 6, 7, None) + Cost(1, 1, 1, 1, 4, 1, 1, 2, 8.0)
+    assert total == Cost(2, 3, 4, 5, 14, 6, 7, 7, 8.0)
+    assert (Cost() + Cost()).energy_joules is None
+    assert total.seconds == 14
+
+
+def test_metric_by_name():
+    assert SCORES.metric("val/balanced_accuracy") == 0.7
+    assert math.isnan(SCORES.metric("val/macro_auc"))
