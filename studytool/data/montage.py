@@ -1,0 +1,41 @@
+"""A picture of a dataset: central slices of some volumes of each class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from studytool.data.shards import Dataset
+from studytool.files import whole_file
+
+SLICES = ("z", "y", "x")
+
+
+def write_montage(dataset: Dataset, path: Path, *, per_class: int = 4) -> None:
+    """Write a PNG with a row per class: of the first `per_class` volumes the middle slice across z, y and x.
+
+    Each slice is shown in grey from its volume's 1st to its 99th percentile.
+    """
+    from matplotlib.figure import Figure
+
+    classes = dataset.manifest.classes
+    figure = Figure(figsize=(1.1 * 3 * per_class + 1.8, 1.1 * len(classes) + 0.5), layout="constrained")
+    axes = figure.subplots(len(classes), 3 * per_class, squeeze=False)
+    for label, name in enumerate(classes):
+        rows = np.flatnonzero(dataset.labels == label)[:per_class]
+        volumes = np.zeros((len(rows), *dataset.manifest.shape_dhw), dataset.manifest.dtype)
+        dataset.gather(rows, volumes)
+        for ax in axes[label]:
+            ax.set_xticks([])
+            ax.set_yticks([])
+        for number, volume in enumerate(volumes.astype(np.float32)):
+            low, high = np.percentile(volume, (1, 99))
+            for axis, letter in enumerate(SLICES):
+                ax = axes[label, 3 * number + axis]
+                ax.imshow(volume.take(volume.shape[axis] // 2, axis=axis), cmap="gray", vmin=low, vmax=high)
+                if label == 0:
+                    ax.set_title(f"across {letter}", fontsize=7)
+        axes[label, 0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=100)

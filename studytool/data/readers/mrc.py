@@ -1,0 +1,197 @@
+"""MRC2014 files -> volumes (z, y, x) in float32, with every claim of the header held against the file first.
+
+Source of the layout: Cheng et al., J. Struct. Biol. 192 (2015) 146-150, and https://www.ccpem.ac.uk/mrc_format/mrc2014.php.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import math
+import struct
+import warnings
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from mrcfile.mrcinterpreter import MrcInterpreter
+
+from studytool.errors import DataError
+
+_HEADER_BYTES = 1024
+_MAX_EXPANSION = 1000  # a volume worth reading does not shrink to less than a thousandth
+_VOXEL_BYTES = {0: 1, 1: 2, 2: 4, 6: 2, 12: 2}
+_REFUSED_MODES = {
+    3: "complex integers",
+    4: "complex numbers, as of a Fourier transform; convert it to a real map",
+    101: "packed 4-bit integers; convert it with `newstack -mode 2` of IMOD or the like",
+}
+_BYTE_ORDERS = {b"DD": "<", b"DA": "<", b"\x11\x11": ">"}
+
+
+@dataclass(frozen=True)
+class MrcVolume:
+    """A volume in the order z, y, x.
+
+    `voxel_size_angstrom` is None where the header does not tell: no cell, the placeholder 1.0, or axes that differ by
+    more than 1% (then `voxel_size_zyx_angstrom` has all three).
+    """
+
+    volume_DHW: np.ndarray[Any, np.dtype[np.float32]]
+    voxel_size_angstrom: float | None
+    voxel_size_zyx_angstrom: tuple[float, float, float] | None
+
+
+def read_mrc(path: Path) -> MrcVolume:
+    """Read the volume in an MRC, MAP or REC file, plain or compressed with gzip or bzip2; the file is never written.
+
+    Header oddities that do not hinder reading are warned of, with the file's name.
+
+    Raises:
+        DataError: the file is missing or cut off, its header claims more than the file holds, it holds no single
+            volume of real numbers, or some voxels are NaN or infinite.
+    """
+    try:
+        with path.open("rb") as file:
+            magic = file.read(3)
+            file.seek(0)
+            size = path.stat().st_size
+            if magic[:2] == b"\x1f\x8b":
+                with gzip.GzipFile(fileobj=file) as expanded:
+                    return _read(path, _expanded(path, expanded, size))
+            if magic == b"BZh":
+                with bz2.BZ2File(file) as expanded:
+                    return _read(path, _expanded(path, expanded, size))
+            _check_length(path, _parse_header(path, file.read(_HEADER_BYTES)), size)
+            file.seek(0)
+            return _read(path, file)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Header:
+    shape_srx: tuple[int, int, int]  # sections, rows, columns
+    axes_srx: tuple[int, int, int]  # which of x (1), y (2), z (3) the sections, rows and columns are
+    voxel_bytes: int
+    extended_bytes: int
+    voxel_size_zyx_angstrom: tuple[float, float, float] | None
+    oddities: tuple[str, ...]
+
+    @property
+    def file_bytes(self) -> int:
+        return _HEADER_BYTES + self.extended_bytes + math.prod(self.shape_srx) * self.voxel_bytes
+
+
+def _read(path: Path, file: BinaryIO) -> MrcVolume:
+    header = _parse_header(path, file.read(_HEADER_BYTES))
+    file.seek(0)
+    for oddity in header.oddities:
+        warnings.warn(f"{path}: {oddity}", stacklevel=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what it would warn of has been said above, with the file's name
+        try:
+            data = MrcInterpreter(iostream=file, permissive=True).data
+        except ValueError as error:
+            raise DataError(f"{path}: cannot be read: {error}") from error
+    if data is None or data.size != math.prod(header.shape_srx):
+        raise DataError(f"{path}: the volume cannot be read; the file is damaged")
+    order = [header.axes_srx.index(axis) for axis in (3, 2, 1)]
+    volume = np.ascontiguousarray(data.reshape(header.shape_srx).transpose(order), dtype=np.float32)
+    if not np.isfinite(volume).all():
+        bad = int(np.count_nonzero(~np.isfinite(volume)))
+        raise DataError(f"{path}: {bad} of {volume.size} voxels are NaN or infinite; mend or leave out this volume")
+    return MrcVolume(volume, _one_size(header.voxel_size_zyx_angstrom), header.voxel_size_zyx_angstrom)
+
+
+def _expanded(path: Path, file: gzip.GzipFile | bz2.BZ2File, compressed_bytes: int) -> BinaryIO:
+    """Decompress no more than the header accounts for, and nothing if that is out of proportion to the file."""
+    head = file.read(_HEADER_BYTES)
+    header = _parse_header(path, head)
+    if header.file_bytes > _MAX_EXPANSION * compressed_bytes + _HEADER_BYTES:
+        raise DataError(
+            f"{path}: {compressed_bytes} compressed bytes claim to be {header.file_bytes}; that cannot be a volume"
+        )
+    content = head + file.read(header.file_bytes - len(head))
+    _check_length(path, header, len(content))
+    return io.BytesIO(content)
+
+
+def _check_length(path: Path, header: _Header, length: int) -> None:
+    if header.file_bytes > length:
+        raise DataError(
+            f"{path}: the header claims {' x '.join(map(str, header.shape_srx))} voxels, that is {header.file_bytes} "
+            f"bytes; the file has {length}, so it is cut off or damaged"
+        )
+
+
+def _parse_header(path: Path, content: bytes) -> _Header:
+    if len(content) < _HEADER_BYTES:
+        raise DataError(f"{path}: {len(content)} bytes are too few for an MRC header of {_HEADER_BYTES}")
+    oddities = []
+    if content[208:211] != b"MAP":
+        oddities.append('the header lacks the id "MAP "; read as MRC all the same')
+    order = _BYTE_ORDERS.get(content[212:214])
+    if order is None:
+        order = "<" if _plausible("<", content) else ">"
+        oddities.append(f"unknown machine stamp {content[212:214].hex(' ')}; the byte order was guessed from the mode")
+    columns, rows, sections, mode = struct.unpack(f"{order}4i", content[:16])
+    if mode not in _VOXEL_BYTES:
+        what = _REFUSED_MODES.get(mode, "not an MRC mode; is this an MRC file?")
+        raise DataError(f"{path}: mode {mode} cannot be used: {what}; modes 0, 1, 2, 6 and 12 can")
+    if min(columns, rows, sections) < 1:
+        raise DataError(f"{path}: the header claims {sections} x {rows} x {columns} voxels; it is damaged")
+    if sections == 1:
+        raise DataError(f"{path}: a single image of {rows} x {columns}, not a volume")
+    samples_xyz = struct.unpack(f"{order}3i", content[28:40])
+    cell = struct.unpack(f"{order}6f", content[40:64])
+    space_group, extended_bytes = struct.unpack(f"{order}2i", content[88:96])
+    if extended_bytes < 0:
+        raise DataError(f"{path}: the header claims an extended header of {extended_bytes} bytes; it is damaged")
+    if 401 <= space_group <= 630:
+        raise DataError(f"{path}: a stack of volumes (space group {space_group}); split it into one file each")
+    if any(angle > 0 and abs(angle - 90) > 0.1 for angle in cell[3:]):
+        oddities.append(
+            f"cell angles {[round(angle, 2) for angle in cell[3:]]}; the voxels are used as if they were upright"
+        )
+    return _Header(
+        shape_srx=(sections, rows, columns),
+        axes_srx=_axes(path, struct.unpack(f"{order}3i", content[64:76])),
+        voxel_bytes=_VOXEL_BYTES[mode],
+        extended_bytes=extended_bytes,
+        voxel_size_zyx_angstrom=_voxel_size(samples_xyz, cell[:3]),
+        oddities=tuple(oddities),
+    )
+
+
+def _plausible(order: str, content: bytes) -> bool:
+    mode: int = struct.unpack(f"{order}i", content[12:16])[0]
+    return mode in _VOXEL_BYTES or mode in _REFUSED_MODES
+
+
+def _axes(path: Path, columns_rows_sections: tuple[int, ...]) -> tuple[int, int, int]:
+    if not any(columns_rows_sections):
+        return 3, 2, 1  # left empty by old programs
+    if sorted(columns_rows_sections) != [1, 2, 3]:
+        raise DataError(f"{path}: mapc, mapr, maps are {columns_rows_sections}, they have to be 1, 2, 3 in some order")
+    column, row, section = columns_rows_sections
+    return section, row, column
+
+
+def _voxel_size(samples_xyz: tuple[int, ...], cell_xyz: tuple[float, ...]) -> tuple[float, float, float] | None:
+    if min(samples_xyz) < 1:
+        return None
+    x, y, z = (round(length / samples, 5) for length, samples in zip(cell_xyz, samples_xyz, strict=True))
+    if not all(math.isfinite(size) and size > 0 for size in (x, y, z)):
+        return None
+    return z, y, x
+
+
+def _one_size(sizes_zyx: tuple[float, float, float] | None) -> float | None:
+    if sizes_zyx is None or max(sizes_zyx) > 1.01 * min(sizes_zyx):
+        return None
+    mean = round(sum(sizes_zyx) / 3, 5)
+    return None if mean == 1.0 else mean
