@@ -1,0 +1,192 @@
+"""Files of published weights: where they are kept, how they get there, and whether they are what they say they are."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from studytool.errors import WeightsError
+from studytool.files import sha256_of, write_text
+from studytool.models.backbones import BACKBONES, CHECKPOINT, WeightsFile, find_backbone
+
+_CHUNK_BYTES = 1 << 20
+_TIMEOUT_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class FileCheck:
+    """What is known of a file of weights, and its SHA-256.
+
+    `state` is "published" if it has the digest its makers give, "recorded" if it has the one recorded beside it in
+    `NAME.sha256` (written at download, or by `record_digest` for a file of one's own), "unchecked" if there is neither.
+    """
+
+    state: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class WeightsRow:
+    """One published file and the state of its copy here: "missing", its `FileCheck`, or what is wrong."""
+
+    backbone: str
+    init: str
+    file: WeightsFile
+    path: Path
+    state: str
+
+
+def weights_folder() -> Path:
+    """The cache folder: `STUDYTOOL_WEIGHTS`, else the checkpoints folder of torch.hub."""
+    chosen = os.environ.get("STUDYTOOL_WEIGHTS")
+    if chosen:
+        return Path(chosen)
+    import torch.hub
+
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def weights_file(backbone: str, init: str) -> WeightsFile | None:
+    """The published file that an initialization reads; None for `random` and `checkpoint:PATH`."""
+    return find_backbone(backbone).weights.get("kinetics400" if init == "shuffled" else init)
+
+
+def weights_path(backbone: str, init: str) -> Path | None:
+    """Where the file of an initialization is, or has to be put; None where it needs none."""
+    if init.startswith(CHECKPOINT):
+        path = Path(init.removeprefix(CHECKPOINT)).expanduser()
+        return path / "best.safetensors" if path.is_dir() else path
+    file = weights_file(backbone, init)
+    return weights_folder() / file.name if file else None
+
+
+def missing_weights(backbone: str, init: str) -> str | None:
+    """One line that says which file to put where, or None if nothing is missing."""
+    path = weights_path(backbone, init)
+    if path is None or path.is_file():
+        return None
+    file = weights_file(backbone, init)
+    if file is None:
+        return f"{init}: there is no file {path}; give the path of a .safetensors or .pth file, or a trial's folder"
+    if not file.url:
+        return f"{backbone}, {init}: {path} is missing; download {file.name} from {file.page} and put it there"
+    option = f" --init {init}" if init == "imagenet_inflated" else ""
+    return (
+        f"{backbone}, {init}: {path} is missing; run `studytool weights fetch {backbone}{option}`, or on a machine "
+        f"without internet copy {file.url} to that path"
+    )
+
+
+def fetch_weights(
+    backbone: str, init: str, on_progress: Callable[[int, int | None], None] | None = None
+) -> Path | None:
+    """Download the file of an initialization unless it is there; an interrupted download is taken up again.
+
+    `on_progress` gets the bytes present and the bytes in all (None if the server does not say).
+
+    Raises:
+        WeightsError: no direct link, no connection, or the file is not the published one.
+    """
+    path, file = weights_path(backbone, init), weights_file(backbone, init)
+    if path is None or path.is_file():
+        return path
+    if file is None or not file.url:
+        raise WeightsError(missing_weights(backbone, init))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.part")
+    with partial.open("ab") as output:
+        fcntl.flock(output, fcntl.LOCK_EX)
+        if path.is_file():
+            return path
+        try:
+            _download(file.url, output, on_progress or (lambda _done, _total: None))
+        except (OSError, urllib.error.URLError) as error:
+            raise WeightsError(
+                f"{file.url}: {error}; run the command again to go on, or copy the file to {path} from another machine"
+            ) from error
+        output.flush()
+        os.fsync(output.fileno())
+        found = sha256_of(partial)
+        if not found.startswith(file.digest):
+            partial.unlink()
+            raise WeightsError(f"{file.url}: its SHA-256 is {found}, not {file.digest}…; the download was removed")
+        write_text(_record(path), f"{found}  {path.name}\n")
+        partial.replace(path)
+    return path
+
+
+def check_file(path: Path, file: WeightsFile | None) -> FileCheck:
+    """Compare a file with what is known of it: the digest its makers give, else the one recorded beside it.
+
+    Raises:
+        WeightsError: it has another digest.
+    """
+    record = _record(path)
+    published = file.digest if file else ""
+    found = sha256_of(path)
+    if published and found.startswith(published):
+        return FileCheck("published", found)
+    if not published and not record.is_file():
+        return FileCheck("unchecked", found)
+    if record.is_file():
+        recorded = record.read_text(encoding="utf-8").split()[:1]
+        if recorded == [found]:
+            return FileCheck("recorded", found)
+        wanted = "".join(recorded)
+        raise WeightsError(f"{path}: SHA-256 is {found}, but {record.name} says {wanted}; fetch the file again")
+    raise WeightsError(f"{path}: SHA-256 is {found}, but the published file's begins with {published}; fetch it again")
+
+
+def list_weights(backbones: tuple[str, ...] = tuple(BACKBONES)) -> tuple[WeightsRow, ...]:
+    """Every published file of the backbones and the state of its copy; a damaged one has the error as its state."""
+    rows = []
+    for name in backbones:
+        for init, file in find_backbone(name).weights.items():
+            path = weights_folder() / file.name
+            try:
+                state = check_file(path, file).state if path.is_file() else "missing"
+            except WeightsError as error:
+                state = str(error)
+            rows.append(WeightsRow(name, init, file, path, state))
+    return tuple(rows)
+
+
+def record_digest(path: Path) -> str:
+    """Write the SHA-256 of a file of one's own beside it, so that `check_file` accepts it as "recorded"."""
+    digest = sha256_of(path)
+    write_text(_record(path), f"{digest}  {path.name}\n")
+    return digest
+
+
+def _record(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _download(url: str, output: BinaryIO, on_progress: Callable[[int, int | None], None]) -> None:
+    """Append to `output` what of `url` it lacks; starts over where the server cannot resume."""
+    done = output.seek(0, os.SEEK_END)
+    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and done:  # nothing is left to send: the file was whole, and only its renaming was lost
+            return
+        raise
+    with response:
+        if done and response.status != 206:
+            output.truncate(0)
+            done = 0
+        length = response.headers["Content-Length"]
+        total = done + int(length) if length else None
+        while chunk := response.read(_CHUNK_BYTES):
+            output.write(chunk)
+            done += len(chunk)
+            on_progress(done, total)
+    if total is not None and done < total:
+        raise OSError(f"the connection ended after {done} of {total} bytes")
