@@ -1,0 +1,159 @@
+"""`last.pt`: all that a stopped trial needs to go on, whole or not there, with the generation before it beside it.
+
+It is written with `torch.save` and holds tensors, numbers and strings only. Nobody has to trust it: its checksums are
+verified, nothing in it is run, and a trial never goes on from the state of another one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import struct
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from studytool.errors import WeightsError
+from studytool.files import whole_file
+from studytool.results import EpochResult, epoch_from_dict, to_dict
+from studytool.spec import TrialSpec
+
+LAST = "last.pt"
+PREVIOUS = "last.pt.previous"
+DAMAGED = "last.pt.damaged"
+FORMAT = 1
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrialState:
+    """A trial after some epochs. A finished one needs its results only, so `model` and `updater` are empty."""
+
+    epochs: tuple[EpochResult, ...]
+    finished: bool
+    model: dict[str, torch.Tensor]
+    updater: dict[str, Any]
+
+
+def save_last(folder: Path, state: TrialState, trial: TrialSpec, data_fingerprint: str) -> None:
+    """Write `last.pt`; the one that was there becomes the generation before it."""
+    content = {
+        "format": FORMAT,
+        "trial": trial.model_dump_json(),
+        "data_fingerprint": data_fingerprint,
+        "config_hash": trial.config_hash(data_fingerprint),
+        "epochs": json.dumps([to_dict(epoch) for epoch in state.epochs], allow_nan=False),
+        "finished": state.finished,
+        "model": state.model,
+        "updater": state.updater,
+    }
+    last = folder / LAST
+    with whole_file(last) as temporary:
+        torch.save(content, temporary)
+        if last.exists():
+            last.replace(folder / PREVIOUS)
+
+
+def load_last(folder: Path, trial: TrialSpec, data_fingerprint: str) -> TrialState | None:
+    """The state to go on from; None where the trial has not finished an epoch yet.
+
+    A damaged `last.pt` is put aside, with a warning, for the generation before it.
+
+    Raises:
+        WeightsError: the state is of another trial or another dataset, or nothing of it can be read although there
+            were results: a trial is never silently begun again.
+    """
+    _remove_unfinished(folder)
+    problems: list[str] = []
+    for path in (folder / LAST, folder / PREVIOUS):
+        if not path.exists():
+            continue
+        try:
+            content = _read(path)
+        except WeightsError as error:
+            problems.append(str(error))
+            continue
+        _check_same_trial(path, content, trial, data_fingerprint)
+        if problems:
+            (folder / LAST).replace(folder / DAMAGED)
+            _log.warning("%s; going on from %s, one epoch earlier; kept as %s", problems[0], PREVIOUS, DAMAGED)
+        return _state(path, content)
+    if problems:
+        raise WeightsError(
+            f"{problems[0]}, and no good {PREVIOUS} is left; remove {folder} to train the trial from the start"
+        )
+    if (folder / "best.json").exists():
+        raise WeightsError(
+            f"{folder}: there is a best.json, but no {LAST} to go on from; remove the folder to train from the start"
+        )
+    return None
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove what a killed trial was writing; see `studytool.files.whole_file` for the names."""
+    for name in (LAST, "best.safetensors", "best.json"):
+        for unfinished in folder.glob(f".{name}.*.part"):
+            unfinished.unlink()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # torch itself does not look at the checksums: a flipped bit would become a changed weight.
+            torn = archive.testzip()
+        if torn is not None:
+            raise WeightsError(f"{path} is damaged (checksum of {torn})")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, LookupError, EOFError, pickle.UnpicklingError) as error:
+        raise WeightsError(f"{path} is damaged or no checkpoint of studytool ({type(error).__name__})") from error
+    except (zipfile.BadZipFile, zlib.error, struct.error) as error:
+        raise WeightsError(f"{path} is damaged or cut off ({error})") from error
+    if not isinstance(content, dict) or content.keys() != _KEYS or content["format"] != FORMAT:
+        raise WeightsError(f"{path} is no checkpoint of this version of studytool (format {FORMAT})")
+    return content
+
+
+_KEYS = {"format", "trial", "data_fingerprint", "config_hash", "epochs", "finished", "model", "updater"}
+
+
+def _state(path: Path, content: dict[str, Any]) -> TrialState:
+    try:
+        epochs = tuple(epoch_from_dict(epoch) for epoch in json.loads(content["epochs"]))
+    except (ValueError, TypeError, KeyError) as error:
+        raise WeightsError(f"{path}: its results cannot be read ({error})") from error
+    return TrialState(epochs, content["finished"], content["model"], content["updater"])
+
+
+def _check_same_trial(path: Path, content: dict[str, Any], trial: TrialSpec, data_fingerprint: str) -> None:
+    """Refuse a state that was made by another trial, with the first difference."""
+    ask = "choose another folder, or remove this one to train the trial from the start"
+    if content["data_fingerprint"] != data_fingerprint:
+        raise WeightsError(
+            f"{path}: made with another dataset (fingerprint {content['data_fingerprint'][:12]}, "
+            f"{trial.data_path} now has {data_fingerprint[:12]}); {ask}"
+        )
+    before, now = (_flat(json.loads(text)) for text in (content["trial"], trial.model_dump_json()))
+    for name in sorted({*before, *now} - _MAY_CHANGE):
+        if name not in before or name not in now or before[name] != now[name]:
+            raise WeightsError(
+                f"{path}: made with {name} = {before.get(name, 'unset')!r}, now {now.get(name, 'unset')!r}; {ask}"
+            )
+    if content["config_hash"] != trial.config_hash(data_fingerprint):
+        raise WeightsError(f"{path}: made with a configuration of another version of studytool; {ask}")
+
+
+_MAY_CHANGE = {"study", "arm", "number", "source", "data_path"}
+"""What says which trial it is but not what it computes; with the phase, what `TrialSpec.config_hash` leaves out."""
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat

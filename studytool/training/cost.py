@@ -1,0 +1,34 @@
+"""Questions about costs, answered from a trial's epochs alone; `studytool.training.meter` measures them."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Sequence
+
+from studytool.results import Cost, EpochResult
+
+
+def cost_to_target(epochs: Sequence[EpochResult], target: float, sign: int) -> tuple[Cost, bool]:
+    """What it cost until the validation value first reached `target`, and whether it ever did.
+
+    `sign` is +1 where larger values are better, -1 where smaller ones are. A trial that never reaches the target is
+    censored: its whole cost (a lower bound) and False.
+    """
+    for epoch in epochs:
+        # The best value so far reaches the target in the same epoch as the value itself.
+        if sign * epoch.best_value >= sign * target:
+            return epoch.cost, True
+    return (epochs[-1].cost if epochs else Cost()), False
+
+
+def samples_per_second(epochs: Sequence[EpochResult]) -> float | None:
+    """Training samples per second of the train phase: the median over the epochs after the first, the warm-up.
+
+    None for fewer than two epochs.
+    """
+    rates = [
+        (later.cost.samples - earlier.cost.samples) / (later.cost.train_seconds - earlier.cost.train_seconds)
+        for earlier, later in itertools.pairwise(epochs)
+    ]
+    return statistics.median(rates) if rates else None

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from studytool.errors import TrainingError
+from studytool.models.build import build_model
+from studytool.settings import ModelSettings
+from studytool.training import device as devices
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "mps", "cuda:x"])
+def test_a_device_that_is_not_there_is_named(name: str):
+    with pytest.raises(TrainingError, match=f"device '{name}'"):
+        devices.choose_device(name)
+
+
+def test_without_a_name_it_is_a_gpu_where_there_is_one():
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    assert devices.choose_device(None).type == expected
+    assert devices.choose_device("cpu") == torch.device("cpu")
+
+
+def test_the_record_names_the_processor():
+    info = devices.describe_device(torch.device("cpu"), 3)
+    assert (info.kind, info.trials_side_by_side) == ("cpu", 3)
+    assert info.name.endswith(f", {torch.get_num_threads()} threads")
+    assert len(info.name.split(",")[0]) > 2
+
+
+def test_auto_precision_on_a_cpu_is_float32():
+    assert devices.choose_precision("auto", torch.device("cpu")) == "float32"
+    assert devices.choose_precision("bfloat16", torch.device("cpu")) == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("network", "setting", "expected"),
+    [
+        ("convolutional", "auto", torch.channels_last_3d),
+        ("patches", "auto", torch.contiguous_format),
+        ("patches", "on", torch.channels_last_3d),
+        ("convolutional", "off", torch.contiguous_format),
+    ],
+)
+def test_channels_last_is_for_networks_of_convolutions(network: str, setting: str, expected: torch.memory_format):
+    settings = ModelSettings(backbone=f"training_nets:{network}")
+    model = build_model(settings, num_classes=3, volume_shape_dhw=(8, 8, 8), seed=0)
+    assert devices.choose_memory_format(setting, model) == expected
+
+
+def test_seeding_is_undone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    with devices.seeded(1, torch.device("cpu")):
+        inside = torch.rand(3)
+    assert torch.equal(torch.rand(3), expected)
+    with devices.seeded(1, torch.device("cpu")):
+        assert torch.equal(torch.rand(3), inside)
