@@ -14,6 +14,7 @@ from studytool.errors import SpecError, unknown_name
 INITIALIZATIONS: Mapping[str, str] = {
     "random": "studytool.models.initialize:random_weights",
     "kinetics400": "studytool.models.initialize:kinetics400",
+    "motion": "studytool.models.initialize:motion",
     "imagenet_inflated": "studytool.models.initialize:imagenet_inflated",
     "shuffled": "studytool.models.initialize:shuffled",
 }

@@ -272,7 +272,7 @@ def _always(place: str) -> Locator:
 
 
 def _model_choice(trial: TrialSpec) -> dict[str, str]:
-    return {"backbone": trial.model.backbone, "init": trial.model.init, "freeze": trial.model.freeze}
+    return trial.model.model_dump(include={"backbone", "init", "freeze", "stem_stride"})
 
 
 def _extreme_parameters(space: Mapping[str, Distribution]) -> Iterator[dict[str, Any]]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -75,7 +77,7 @@ def simulate_dataset(
     scene = Scene(settings, select_densities(settings))
     total = len(scene.densities) * settings.volumes_per_class
     if workers is None:
-        workers = len(os.sched_getaffinity(0)) if total >= _WORTH_PROCESSES else 1
+        workers = _cores() if total >= _WORTH_PROCESSES else 1
     provenance = {
         "kind": "simulation",
         "settings": settings.model_dump(mode="json"),
@@ -244,6 +246,11 @@ def _check_fits(density: Density, settings: SimulateSettings) -> None:
         )
 
 
+def _cores() -> int:
+    """Cores this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 # Each process simulates its own chunks; the scene travels to it once.
 _scene: Scene | None = None
 
@@ -255,7 +262,7 @@ def _simulated(scene: Scene, total: int, workers: int) -> Iterator[Particle]:
         return
     chunks = iter([range(start, min(start + _CHUNK, total)) for start in range(0, total, _CHUNK)])
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_set_scene, initargs=(scene,))
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(scene,))
     pending: deque[Future[list[Particle]]] = deque()
     try:
         for _ in range(2 * workers):
@@ -278,9 +285,19 @@ def _submit_next(pool: ProcessPoolExecutor, pending: deque[Future[list[Particle]
         pending.append(pool.submit(_simulate_chunk, chunk))
 
 
-def _set_scene(scene: Scene) -> None:
+def _begin(scene: Scene) -> None:
+    """Prepare a simulating process: Ctrl-C is the parent's affair, and without the parent there is nothing to do."""
     global _scene
     _scene = scene
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _simulate_chunk(numbers: range) -> list[Particle]:

@@ -26,13 +26,15 @@ class WeightsFile:
     """A published file of weights.
 
     `digest` is its SHA-256 in hexadecimal, or as many first digits of it as the publisher gives; "" where none is
-    known. `url` is a direct link; where it is "", `page` says where a person finds the file.
+    known. `url` is a direct link; where it is "", `page` says where a person finds the file. A `shipped` one needs
+    none of these: it comes with studytool.
     """
 
     name: str
     url: str
     digest: str = ""
     page: str = ""
+    shipped: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,13 @@ class Backbone:
     @property
     def initializations(self) -> tuple[str, ...]:
         """The names `init:` may have for this backbone, besides `checkpoint:PATH`."""
-        shuffled = ("shuffled",) if "kinetics400" in self.weights else ()
+        shuffled = ("shuffled",) if self.video_init else ()
         return ("random", *self.weights, *shuffled)
+
+    @property
+    def video_init(self) -> str:
+        """The initialization of weights trained on videos, which `shuffled` shuffles; "" where there is none."""
+        return next((init for init in ("kinetics400", "motion") if init in self.weights), "")
 
     @property
     def freeze_points(self) -> tuple[str, ...]:
@@ -137,6 +144,7 @@ _FULL_DIGESTS = (
     "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a",  # resnet50
     "704ceda373461b0a224fcdddd75cd2a5e9f8064512ed47adbddef7f343fd147b",  # swin_t
 )
+_MOTION_DIGEST = ""
 _KINETICS = "weights trained on Kinetics-400, whose annotations are CC BY 4.0"
 _INFLATE = "studytool.models.inflate"
 
@@ -278,6 +286,22 @@ def _transformer(name: str, repository: str, frames: int, licence: str, paper: s
     )
 
 
+def _own(name: str, file: str, digest: str) -> Backbone:
+    return Backbone(
+        name=name,
+        source="studytool",
+        build=f"studytool.models.tiny:{name}",
+        split="studytool.models.tiny:split",
+        head="",
+        stages=("stem", "stage1", "stage2", "stage3"),
+        native_clip_thw=(24, 24, 24),
+        licence="Apache-2.0; weights trained on generated clips, Apache-2.0",
+        paper="after Tran et al., CVPR 2018, arXiv 1711.11248",
+        weights={"motion": WeightsFile(file, "", digest, page="a fresh installation", shipped=True)},
+        rename="studytool.models.tiny:own_name",
+    )
+
+
 _INTERPOLATED = "learned table, interpolated to the volume"
 _SLOWFAST = "Feichtenhofer et al., ICCV 2019, arXiv 1812.03982"
 _I3D = "Carreira and Zisserman, CVPR 2017, arXiv 1705.07750"
@@ -383,5 +407,6 @@ BACKBONES: Mapping[str, Backbone] = {
             "Tong et al., NeurIPS 2022, arXiv 2203.12602",
             "fixed sine table, interpolated to the volume",
         ),
+        _own("r2plus1d_tiny", "motion.safetensors", _MOTION_DIGEST),
     )
 }

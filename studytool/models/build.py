@@ -6,6 +6,7 @@ import importlib.util
 from typing import Any
 
 import torch
+from torch import nn
 
 from studytool import registry
 from studytool.errors import SpecError
@@ -44,6 +45,7 @@ def build_model(
     clip_thw = clip_for(turned(volume_shape_dhw, settings.time_axis), settings.input_size, backbone)
     network = build_untouched(backbone, seed)
     report = initialize(network, backbone, settings.init, seed)
+    follow_small_studies(network)
     anatomy: Anatomy = registry.load(backbone.split)(network, clip_thw)
     channels = adapt_stem(anatomy.stages["stem"], settings.stem)
     if settings.stem_stride == "remove":
@@ -77,6 +79,17 @@ def build_untouched(backbone: Backbone, seed: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, "weights"))
         return make()
+
+
+def follow_small_studies(network: nn.Module) -> None:
+    """Let batch normalization's running statistics follow within an epoch, in place: a momentum of at least 0.1.
+
+    S3D comes with 0.001, made for a million steps; in a study of some hundred steps its running statistics would stay
+    those it started from, and a network that learns would be at chance whenever it is evaluated.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.momentum is not None:
+            module.momentum = max(module.momentum, 0.1)
 
 
 def _description(

@@ -105,8 +105,13 @@ def kinetics400(network: nn.Module, backbone: Backbone, _seed: int) -> LoadRepor
     return _load(network, backbone.head, _published(network, backbone, "kinetics400"))
 
 
+def motion(network: nn.Module, backbone: Backbone, _seed: int) -> LoadReport:
+    """The weights that come with studytool, trained on generated clips (`studytool.pretraining`)."""
+    return _load(network, backbone.head, _published(network, backbone, "motion"))
+
+
 def shuffled(network: nn.Module, backbone: Backbone, seed: int) -> LoadReport:
-    """The Kinetics-400 weights, each tensor's numbers in random order: the same statistics, no features."""
+    """The weights trained on videos, each tensor's numbers in random order: the same statistics, no features."""
     source = _published(network, backbone, "shuffled")
     mixed = {name: _permuted(tensor, derive_seed(seed, "shuffle", name)) for name, tensor in source.tensors.items()}
     return _load(network, backbone.head, replace(source, tensors=mixed))

@@ -24,8 +24,8 @@ def write_stand_in(backbone: str, init: str, folder: Path, *, seed: int) -> Path
         SpecError: this initialization reads no published file.
     """
     chosen = find_backbone(backbone)
-    file = chosen.weights.get("kinetics400" if init == "shuffled" else init)
-    if file is None:
+    file = chosen.weights.get(chosen.video_init if init == "shuffled" else init)
+    if file is None or file.shipped:
         raise SpecError(f"backbone {backbone} reads no published file for init {init!r}")
     stand_in_seed = derive_seed(seed, "stand-in", file.name)
     if init == "imagenet_inflated":

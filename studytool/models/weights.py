@@ -17,6 +17,8 @@ from studytool.models.backbones import BACKBONES, CHECKPOINT, WeightsFile, find_
 
 _CHUNK_BYTES = 1 << 20
 _TIMEOUT_SECONDS = 60
+SHIPPED = Path(__file__).with_name("weights_shipped")
+"""The folder of the weights that come with studytool."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ def weights_folder() -> Path:
 
 def weights_file(backbone: str, init: str) -> WeightsFile | None:
     """The published file that an initialization reads; None for `random` and `checkpoint:PATH`."""
-    return find_backbone(backbone).weights.get("kinetics400" if init == "shuffled" else init)
+    chosen = find_backbone(backbone)
+    return chosen.weights.get(chosen.video_init if init == "shuffled" else init)
 
 
 def weights_path(backbone: str, init: str) -> Path | None:
@@ -63,7 +66,7 @@ def weights_path(backbone: str, init: str) -> Path | None:
         path = Path(init.removeprefix(CHECKPOINT)).expanduser()
         return path / "best.safetensors" if path.is_dir() else path
     file = weights_file(backbone, init)
-    return weights_folder() / file.name if file else None
+    return _place(file) if file else None
 
 
 def missing_weights(backbone: str, init: str) -> str | None:
@@ -148,7 +151,7 @@ def list_weights(backbones: tuple[str, ...] = tuple(BACKBONES)) -> tuple[Weights
     rows = []
     for name in backbones:
         for init, file in find_backbone(name).weights.items():
-            path = weights_folder() / file.name
+            path = _place(file)
             try:
                 state = check_file(path, file).state if path.is_file() else "missing"
             except WeightsError as error:
@@ -162,6 +165,10 @@ def record_digest(path: Path) -> str:
     digest = sha256_of(path)
     write_text(_record(path), f"{digest}  {path.name}\n")
     return digest
+
+
+def _place(file: WeightsFile) -> Path:
+    return (SHIPPED if file.shipped else weights_folder()) / file.name
 
 
 def _record(path: Path) -> Path:

@@ -142,6 +142,13 @@ def test_oddities_are_warned_of(path, patch, warning):
     np.testing.assert_array_equal(mrc.volume_DHW, VOLUME)
 
 
+def test_bytes_after_the_volume_are_warned_of(path):
+    path.write_bytes(make(path).read_bytes() + b"more")
+    with pytest.warns(UserWarning, match=r"a.mrc: 4 bytes after the volume are ignored"):
+        mrc = read_mrc(path)
+    np.testing.assert_array_equal(mrc.volume_DHW, VOLUME)
+
+
 def test_unknown_machine_stamp_of_a_big_endian_file(path):
     make(path, VOLUME.astype(">f4"), patch={212: b"\x01\x02"})
     with pytest.warns(UserWarning, match="byte order was guessed"):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -113,13 +114,15 @@ def test_the_seed_decides(tmp_path, simulated):
     assert simulate_dataset(settings(**few, seed=1), tmp_path / "c", workers=1).fingerprint != first.fingerprint
 
 
-def test_an_interrupted_simulation_leaves_nothing(tmp_path):
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_an_interrupted_simulation_leaves_nothing(tmp_path, workers):
     def interrupt(done, total):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        simulate_dataset(settings(), tmp_path / "data", workers=1, on_progress=interrupt)
+        simulate_dataset(settings(), tmp_path / "data", workers=workers, on_progress=interrupt)
     assert list(tmp_path.iterdir()) == []
+    assert multiprocessing.active_children() == []
 
 
 # one volume

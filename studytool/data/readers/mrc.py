@@ -65,7 +65,10 @@ def read_mrc(path: Path) -> MrcVolume:
             if magic == b"BZh":
                 with bz2.BZ2File(file) as expanded:
                     return _read(path, _expanded(path, expanded, size))
-            _check_length(path, _parse_header(path, file.read(_HEADER_BYTES)), size)
+            header = _parse_header(path, file.read(_HEADER_BYTES))
+            _check_length(path, header, size)
+            if size > header.file_bytes:
+                warnings.warn(f"{path}: {size - header.file_bytes} bytes after the volume are ignored", stacklevel=2)
             file.seek(0)
             return _read(path, file)
     except (OSError, EOFError, zlib.error) as error:
