@@ -1,0 +1,177 @@
+"""The commands. Each handler is short and imports what it needs, so that `studytool --help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from studytool.errors import StudytoolError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+data = typer.Typer(no_args_is_help=True, help="Make, look at and check datasets.")
+app.add_typer(data, name="data")
+weights = typer.Typer(no_args_is_help=True, help="Fetch, list and check pre-trained weights.")
+app.add_typer(weights, name="weights")
+
+StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study file.")]
+Overrides = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the study file, e.g. confirm.seeds=3."),
+]
+
+
+def main() -> None:
+    """Run the command line: exit 0 on success, 1 with one line on stderr for what the user can mend, 2 for usage."""
+    try:
+        app()
+    except StudytoolError as error:
+        print(f"studytool: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+@app.callback()
+def about() -> None:
+    """Find out which video network, initialization, freezing and learning rate classifies your subtomograms best."""
+
+
+@app.command()
+def run(
+    study: StudyFile,
+    override: Overrides = [],  # noqa: B006 - typer makes a new list for every call
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="A line for every epoch.")] = False,
+) -> None:
+    """Run a study, or what is missing of it, and print which arm is best."""
+    from rich.console import Console
+
+    from studytool.spec import load_study
+    from studytool.study.run import SIGNAL_EXIT_CODES, run_study
+
+    spec = load_study(study, override)
+    end = run_study(spec, study.read_text(encoding="utf-8"), Console(), verbose=verbose)
+    if end.ended_by:
+        raise typer.Exit(SIGNAL_EXIT_CODES[end.ended_by])
+    if not any(summary.is_winner for summary in end.summaries):
+        raise StudytoolError(
+            f"no trial of the study finished; see {spec.folder / 'trials'}/*/trial.log for the reasons"
+        )
+
+
+@app.command()
+def train(
+    study: StudyFile,
+    override: Annotated[
+        list[str], typer.Option("--set", metavar="FACTOR=VALUE", help="Choose a factor, e.g. learning_rate=1e-3.")
+    ] = [],  # noqa: B006
+    seed: Annotated[int | None, typer.Option(help="The trial's seed [default: the study's].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for checkpoints [default: studies/NAME/single].")] = None,
+) -> None:
+    """Train one trial of a study here and now, without Ray: the quickest way to see that data and settings work."""
+    from rich.console import Console
+
+    from studytool.spec import factor_overrides, load_study, single_trial
+    from studytool.study.run import ensure_dataset
+    from studytool.training.loop import train_trial
+
+    spec = load_study(study)
+    trial = single_trial(spec, factor_overrides(override), seed=spec.seed if seed is None else seed)
+    console = Console()
+    ensure_dataset(spec.data, console)
+    folder = out or spec.folder / "single" / trial.trial_id
+    for epoch in train_trial(trial, folder):
+        console.print(
+            f"epoch {epoch.epoch}/{trial.train.max_epochs}  train loss {epoch.train_loss:.3f}  "
+            f"val loss {epoch.val.loss:.3f}  {spec.metric.name} {epoch.val.metric(spec.metric.name):.3f}  "
+            f"{epoch.cost.seconds:.0f} s",
+            highlight=False,
+            soft_wrap=True,
+        )
+    console.print(f"best checkpoint: {folder / 'best.safetensors'}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def models(name: Annotated[str | None, typer.Argument(help="A backbone, for all that is known of it.")] = None) -> None:
+    """List the backbones: source, parameters, GFLOPs, stages that can be frozen, initializations, licence."""
+    from rich.console import Console
+
+    from studytool.models.catalogue import model_text, models_table
+
+    if name is None:
+        Console().print(models_table())
+    else:
+        print(model_text(name))
+
+
+@weights.command("list")
+def list_files() -> None:
+    """List the published weights and whether they are here."""
+    from rich.console import Console
+
+    from studytool.models.catalogue import weights_table
+
+    Console().print(weights_table())
+
+
+@weights.command()
+def fetch(
+    backbone: Annotated[str, typer.Argument(help="A backbone, as `studytool models` lists them.")],
+    init: Annotated[str, typer.Option(help="Which of its weights.")] = "kinetics400",
+) -> None:
+    """Download the weights of a backbone into the cache, or take an interrupted download up again."""
+    from rich.progress import Progress
+
+    from studytool.models.weights import fetch_weights
+
+    with Progress(disable=not sys.stdout.isatty()) as progress:
+        task = progress.add_task(f"{backbone} {init}", total=None)
+        path = fetch_weights(backbone, init, lambda done, total: progress.update(task, completed=done, total=total))
+    print(f"{backbone} {init}: {path or 'needs no file'}")
+
+
+@weights.command("verify")
+def verify_weights() -> None:
+    """Check the weights that are here against their published digests."""
+    from studytool.errors import WeightsError
+    from studytool.models.weights import list_weights
+
+    here = [row for row in list_weights() if row.path.is_file()]
+    bad = [row for row in here if row.state not in ("published", "recorded", "unchecked")]
+    for row in here:
+        print(f"{row.path}: {row.state}")
+    if bad:
+        raise WeightsError(f"{len(bad)} of {len(here)} files are not what was published; remove them and fetch again")
+
+
+@data.command()
+def simulate(
+    study: StudyFile,
+    override: Overrides = [],  # noqa: B006
+) -> None:
+    """Simulate the dataset that a study file describes under data.simulate."""
+    from rich.console import Console
+
+    from studytool.errors import DataError
+    from studytool.spec import load_study
+    from studytool.study.run import ensure_dataset
+
+    spec = load_study(study, override)
+    if spec.data.simulate is None:
+        raise DataError(f"{study}: data.simulate: missing; it says how to simulate, e.g. {{classes: 10, snr: 0.1}}")
+    if Path(spec.data.path).exists():
+        raise DataError(f"{spec.data.path}: exists already; choose another folder with --set data.path=…")
+    ensure_dataset(spec.data, Console())
+
+
+@data.command()
+def verify(folder: Annotated[Path, typer.Argument(help="A dataset folder.")]) -> None:
+    """Check every shard against its checksum and the manifest."""
+    from studytool.data.shards import verify_dataset
+
+    manifest = verify_dataset(folder)
+    print(f"{folder}: {len(manifest.shards)} shards are as they were written")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from synthetic_study import STUDY, Driver, synthetic_epochs
+
+from studytool.errors import StudytoolError
+from studytool.results import Outcome
+from studytool.study.director import Director
+from studytool.study.ledger import Ledger
+
+
+def test_every_arm_is_searched_and_confirmed_with_the_same_seeds(driver):
+    ledger = driver.run()
+    search = [r for r in ledger.records if r.phase == "search"]
+    confirm = [r for r in ledger.records if r.phase == "confirm"]
+    assert {arm: sum(r.arm == arm for r in search) for arm in ("none", "backbone")} == {"none": 6, "backbone": 6}
+    assert all(r.outcome in (Outcome.COMPLETE, Outcome.PRUNED) for r in search)
+    assert all(r.outcome is Outcome.COMPLETE and r.test is not None for r in confirm)
+    seeds = {arm: [r.seed for r in confirm if r.arm == arm] for arm in ("none", "backbone")}
+    assert seeds["none"] == seeds["backbone"]
+    assert len(set(seeds["none"])) == 2
+
+
+def test_an_arm_is_confirmed_with_its_own_best_configuration(driver):
+    ledger = driver.run()
+    for arm in ("none", "backbone"):
+        ended = [r for r in ledger.records if r.arm == arm and r.phase == "search" and r.outcome is Outcome.COMPLETE]
+        best = max(ended, key=lambda r: r.last.best_value)
+        confirmed = [r for r in ledger.records if r.arm == arm and r.phase == "confirm"]
+        assert {r.parameters["learning_rate"] for r in confirmed} == {best.parameters["learning_rate"]}
+        assert {r.source for r in confirmed} == {best.number}
+
+
+def test_a_worse_arm_is_not_pruned_against_a_better_one(driver, tmp_path):
+    """'backbone' scores 0.8 of 'none' throughout, and still goes through the trials it would go through alone."""
+    (tmp_path / "alone").mkdir()
+    alone = Driver(tmp_path / "alone", STUDY.replace("[none, backbone]", "[backbone]")).run()
+    both = driver.run()
+    records = {r.trial_id: (r.outcome, len(r.epochs)) for r in both.records if r.arm == "backbone"}
+    assert records == {r.trial_id: (r.outcome, len(r.epochs)) for r in alone.records}
+
+
+def test_asha_prunes_and_a_pruned_trial_ran_fewer_epochs(driver):
+    records = driver.run().records
+    pruned = [r for r in records if r.outcome is Outcome.PRUNED]
+    assert pruned
+    assert all(len(r.epochs) in (1, 2) for r in pruned)
+    assert all(len(r.epochs) == 4 for r in records if r.outcome is Outcome.COMPLETE)
+
+
+def test_arms_take_turns(driver):
+    driver.run()
+    first_epochs = [trial_id for trial_id, epoch in driver.epochs_run if epoch == 1]
+    arms = [trial_id.split(".")[0] for trial_id in first_epochs if "search" in trial_id]
+    assert arms == ["none", "backbone"] * 6
+
+
+@pytest.mark.parametrize("kill_after", [0, 1, 5, 12, 21, 34])
+def test_a_study_killed_anywhere_ends_as_if_it_had_not_been(tmp_path, kill_after):
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    whole, killed = Driver(tmp_path / "whole"), Driver(tmp_path / "killed")
+    expected = whole.outcome_of(whole.run())
+    killed.run(kill_after=kill_after)
+    assert killed.outcome_of(killed.run()) == expected
+    assert killed.epochs_run == whole.epochs_run  # nothing twice, nothing left out, the same order
+
+
+def test_a_finished_study_runs_nothing_again(driver):
+    driver.run()
+    done = list(driver.epochs_run)
+    driver.run()
+    assert driver.epochs_run == done
+
+
+def test_more_seeds_run_only_what_is_new(driver, tmp_path):
+    driver.run()
+    more = Driver(tmp_path, STUDY.replace("seeds: 2", "seeds: 3"))
+    more.run()
+    assert sorted(more.epochs_run) == [(t, e) for t in sorted({t for t, _ in more.epochs_run}) for e in (1, 2, 3, 4)]
+    assert len({t for t, _ in more.epochs_run}) == 2
+    assert all(t.endswith("seed-2") for t, _ in more.epochs_run)
+
+
+def test_a_better_configuration_found_later_is_confirmed_under_ids_of_its_own(driver, tmp_path):
+    first = {r.trial_id for r in driver.run().records}
+    more = Driver(tmp_path, STUDY.replace("trials_per_arm: 6", "trials_per_arm: 40"))
+    ledger = more.run()
+    assert first <= {r.trial_id for r in ledger.records}
+    for arm in ("none", "backbone"):
+        ended = [r for r in ledger.records if (r.arm, r.phase, r.outcome) == (arm, "search", Outcome.COMPLETE)]
+        best = max(ended, key=lambda r: r.last.best_value)
+        assert sum(r.source == best.number for r in ledger.records if r.arm == arm) == 2
+
+
+def test_without_anything_to_tune_the_arms_are_confirmed_at_once(tmp_path):
+    driver = Driver(tmp_path, STUDY.replace("  learning_rate: {log_uniform: [1e-4, 1e-1]}\n", ""))
+    assert {r.phase for r in driver.run().records} == {"confirm"}
+
+
+def test_failed_trials_are_failed_and_an_arm_without_survivors_is_not_confirmed(driver):
+    ledger = Ledger(driver.spec, "data")
+    director = Director(driver.spec, ledger, "data")
+    while not director.finished:
+        trial = director.next_trial()
+        if trial.arm == "backbone":
+            director.failed(trial.trial_id, "the loss is not finite")
+            continue
+        for result in synthetic_epochs(trial):
+            if director.epoch(trial.trial_id, result):
+                break
+    broken = [r for r in ledger.records if r.arm == "backbone"]
+    assert {r.phase for r in broken} == {"search"}
+    assert {(r.outcome, r.message) for r in broken} == {(Outcome.FAILED, "the loss is not finite")}
+    assert sum(r.phase == "confirm" and r.outcome is Outcome.COMPLETE for r in ledger.records) == 2
+    ledger.close()
+
+
+def test_a_metric_that_is_not_a_number_fails_the_trial(driver):
+    ledger = Ledger(driver.spec, "data")
+    director = Director(driver.spec, ledger, "data")
+    trial = director.next_trial()
+    result = next(synthetic_epochs(trial))
+    undefined = dataclasses.replace(result, val=dataclasses.replace(result.val, balanced_accuracy=float("inf")))
+    assert director.epoch(trial.trial_id, undefined)
+    assert ledger.get(trial.trial_id).outcome is Outcome.FAILED
+    ledger.close()
+
+
+def test_an_epoch_that_comes_again_after_a_retry_is_not_counted_twice(driver):
+    ledger = Ledger(driver.spec, "data")
+    director = Director(driver.spec, ledger, "data")
+    trial = director.next_trial()
+    first = next(synthetic_epochs(trial))
+    assert not director.epoch(trial.trial_id, first)
+    director.retried(trial.trial_id)
+    assert not director.epoch(trial.trial_id, first)
+    assert len(ledger.get(trial.trial_id).epochs) == 1
+    assert ledger.get(trial.trial_id).attempts == 2
+    ledger.close()
+
+
+def test_a_lost_trial_is_noticed(driver):
+    ledger = driver.run()
+    folder = ledger.trial_folder("none.search-002")
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    with pytest.raises(StudytoolError, match="search trial 3 but not trial 2"):
+        driver.run()
