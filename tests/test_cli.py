@@ -65,10 +65,21 @@ def test_missing_weights_stop_the_study_before_its_first_trial(tmp_path, monkeyp
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     text = (ROOT / "search_spaces" / "r2plus1d.yaml").read_text()
     (tmp_path / "r.yaml").write_text(text)
-    small = ["data.simulate.volumes_per_class=10", "data.simulate.side=16"]
+    small = ["data.simulate.volumes_per_class=10"]
     done = studytool("run", "r.yaml", *(word for text in small for word in ("--set", text)), cwd=tmp_path)
     assert done.returncode == 1
     assert "r2plus1d_18-91a641e6.pth" in done.stderr
     assert str(tmp_path / "weights") in done.stderr
     assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "studies").exists()
+
+
+def test_a_dataset_simulated_in_another_way_is_not_used(tmp_path):
+    small = "volumes_per_class: 10, classes: 2, side: 16, voxel_size_angstrom: 20.0"
+    (tmp_path / "a.yaml").write_text(f"name: a\ndata: {{path: d, simulate: {{{small}}}}}\n")
+    assert studytool("data", "simulate", "a.yaml", cwd=tmp_path).returncode == 0
+    assert studytool("data", "verify", "d", cwd=tmp_path).returncode == 0
+    done = studytool("run", "a.yaml", "--set", "data.simulate.snr=0.7", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "d: was simulated with snr = 0.1, data.simulate.snr now says 0.7" in done.stderr
     assert not (tmp_path / "studies").exists()

@@ -44,8 +44,8 @@ class Ledger:
         try:
             header = self._open_header(_what_results_depend_on(spec, data_fingerprint))
             self.uid: str = header["uid"]
-            for path in sorted((self.folder / "trials").glob("*/record.json*")):
-                record = trial_from_dict(_read(path.with_name("record.json")))
+            for path in _record_files(self.folder):
+                record = trial_from_dict(_read(path))
                 self._records[record.trial_id] = record
         except BaseException:
             self.close()
@@ -109,8 +109,12 @@ class Ledger:
 
 def read_records(folder: Path) -> tuple[TrialRecord, ...]:
     """The records of a study that may be running: read only, no lock taken."""
-    paths = sorted(folder.glob("trials/*/record.json"))
-    return tuple(trial_from_dict(_read(path)) for path in paths)
+    return tuple(trial_from_dict(_read(path)) for path in _record_files(folder))
+
+
+def _record_files(folder: Path) -> list[Path]:
+    """Every trial's record, also one that only its previous generation is left of."""
+    return sorted({path.with_name("record.json") for path in folder.glob("trials/*/record.json*")})
 
 
 def _what_results_depend_on(spec: StudySpec, data_fingerprint: str) -> dict[str, Any]:

@@ -10,13 +10,13 @@ from pathlib import Path
 from rich.console import Console
 
 from studytool.data.shards import Manifest, read_manifest
-from studytool.errors import WeightsError
+from studytool.errors import DataError, WeightsError
 from studytool.files import write_text
 from studytool.models.weights import missing_weights
 from studytool.report.compare import ArmSummary, summarize_arms
 from studytool.report.table import plain_text, table_notes, table_text
 from studytool.results import EpochResult, Outcome, TrialRecord
-from studytool.settings import DataSettings
+from studytool.settings import DataSettings, SimulateSettings
 from studytool.spec import Arm, StudySpec, TrialSpec
 from studytool.study.director import Director, Observer
 from studytool.study.environment import describe_environment
@@ -55,28 +55,47 @@ def run_study(spec: StudySpec, yaml_text: str, console: Console, *, verbose: boo
 
 
 def ensure_dataset(settings: DataSettings, console: Console) -> Manifest:
-    """The dataset's manifest; a missing dataset is simulated if the study file says how."""
+    """The dataset's manifest; a missing dataset is simulated if the study file says how.
+
+    Raises:
+        DataError: no usable dataset is there, or it was simulated in another way than the study file says.
+    """
     folder = Path(settings.path)
-    if not folder.exists() and settings.simulate is not None:
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
-
-        from studytool.data.simulate import simulate_dataset
-
-        if not console.is_terminal:
-            say(console, f"simulating {folder}")
-        columns = (
-            TextColumn("simulating {task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
-        with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
-            task = bar.add_task(str(folder), total=None)
-            simulate_dataset(
-                settings.simulate, folder, on_progress=lambda done, total: bar.update(task, completed=done, total=total)
-            )
+    if settings.simulate is not None:
+        if not folder.exists():
+            _simulate(settings.simulate, folder, console)
+        _check_simulated_as_said(settings.simulate, folder)
     return read_manifest(folder)
+
+
+def _simulate(settings: SimulateSettings, folder: Path, console: Console) -> None:
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    from studytool.data.simulate import simulate_dataset
+
+    if not console.is_terminal:
+        say(console, f"simulating {folder}")
+    columns = (TextColumn("simulating {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(str(folder), total=None)
+        simulate_dataset(
+            settings, folder, on_progress=lambda done, total: bar.update(task, completed=done, total=total)
+        )
+
+
+def _check_simulated_as_said(settings: SimulateSettings, folder: Path) -> None:
+    """A folder that an earlier, other study file made must not pass for what this one describes."""
+    provenance = read_manifest(folder).provenance
+    if provenance.get("kind") != "simulation":
+        return
+    there, said = provenance["settings"], settings.model_dump(mode="json")
+    for key in said:
+        if there.get(key) != said[key]:
+            raise DataError(
+                f"{folder}: was simulated with {key} = {there.get(key)!r}, data.simulate.{key} now says {said[key]!r}; "
+                "choose another data.path, or remove the folder to have it made anew"
+            )
 
 
 def _check_weights(spec: StudySpec) -> None:
