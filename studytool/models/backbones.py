@@ -144,7 +144,7 @@ _FULL_DIGESTS = (
     "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a",  # resnet50
     "704ceda373461b0a224fcdddd75cd2a5e9f8064512ed47adbddef7f343fd147b",  # swin_t
 )
-_MOTION_DIGEST = ""
+_MOTION_DIGEST = "6623410813c2e6fe438b6e561d3b3b824d50e88b718c1c0b276497b2e49eb2ef"
 _KINETICS = "weights trained on Kinetics-400, whose annotations are CC BY 4.0"
 _INFLATE = "studytool.models.inflate"
 

@@ -7,10 +7,11 @@ from collections import OrderedDict
 from torch import Tensor, nn
 from torch.nn import functional
 
-from studytool.models.anatomy import Anatomy, Clip, GlobalAverage, split_stages
+from studytool.models.anatomy import Anatomy, GlobalAverage, split_stages
+from studytool.models.backbones import Clip
 
 STEM_WIDTH = 16
-STAGES = ((32, 2), (64, 1), (128, 2))
+STAGES = ((32, 1), (64, 2), (128, 1))
 """Width and stride of each stage."""
 
 
@@ -19,7 +20,7 @@ def r2plus1d_tiny() -> nn.Sequential:
 
     Every convolution is a spatial one (1 x k x k) and then one over time (k x 1 x 1), each followed by batch
     normalization, as in R(2+1)D (Tran et al., CVPR 2018, arXiv 1711.11248). Strides are the same over space and time,
-    8 in all. The wide kernels of the stem average noise away before anything is thrown away.
+    4 in all. The stem sees 7 x 7 x 5 places, so that it averages noise away before its stride throws anything away.
     """
     parts: OrderedDict[str, nn.Module] = OrderedDict(stem=_stem())
     width = STEM_WIDTH
@@ -76,3 +77,8 @@ def _convolution(width_in: int, width_out: int, stride: int, spatial: int = 3, t
         ),
         nn.BatchNorm3d(width_out),
     ]
+
+
+def own_name(name: str) -> str:
+    """The name of a tensor in this network, from its name in the adapted network that was pre-trained."""
+    return name.removeprefix("stages.")

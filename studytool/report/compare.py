@@ -134,6 +134,12 @@ def reference_arm(spec: StudySpec, arm: str) -> str | None:
     return None
 
 
+def confirm_runs(spec: StudySpec, records: Sequence[TrialRecord], arm: str) -> list[TrialRecord]:
+    """The finished confirm runs that an arm stands for: those of one configuration, in the order of their seeds."""
+    own = [r for r in records if r.arm == arm]
+    return _confirm_runs(own, _best_search_trial(spec.metric, own))
+
+
 def mean_cost(costs: Sequence[Cost]) -> Cost | None:
     """The mean of each kind of cost; peak memory is the highest; energy is None unless it is known for all."""
     if not costs:

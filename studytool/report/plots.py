@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from studytool.files import whole_file
-from studytool.report.compare import ArmSummary, headline_metric
-from studytool.results import EpochResult, Outcome, TrialRecord
+from studytool.report.compare import ArmSummary, confirm_runs, headline_metric
+from studytool.results import EpochResult, TrialRecord
 from studytool.spec import StudySpec
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -92,11 +92,7 @@ def learning_curves(
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     for index, arm in enumerate(spec.list_arms()):
-        curves = [
-            r.epochs
-            for r in records
-            if r.arm == arm.name and r.phase == "confirm" and r.outcome is Outcome.COMPLETE and r.epochs
-        ]
+        curves = [r.epochs for r in confirm_runs(spec, records, arm.name)]
         if curves:
             _draw_band(axes, spec, arm.name, curves, index, against)
     if spec.metric.target is not None:

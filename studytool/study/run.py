@@ -142,6 +142,11 @@ def _close(spec: StudySpec, ledger: Ledger, tracker: Tracker, ended_by: str | No
     summaries = summarize_arms(spec, ledger.records)
     text = plain_text(summaries, spec)
     write_text(spec.folder / "table.txt", text)
+    if any(s.confirmed for s in summaries):
+        from studytool.report.plots import accuracy_against_cost, learning_curves
+
+        learning_curves(spec, ledger.records, spec.folder / "curves")
+        accuracy_against_cost(spec, summaries, spec.folder / "accuracy_against_cost")
     if ended_by:
         tracker.interrupt()
     for summary in summaries:
@@ -157,6 +162,7 @@ def _close(spec: StudySpec, ledger: Ledger, tracker: Tracker, ended_by: str | No
             say(console, note)
     else:
         say(console, text)
+    say(console, f"table and figures: {spec.folder}")
     say(console, f"compare the runs:  {tracker.how_to_look}")
     if winner and winner.best_trial:
         say(console, f"best checkpoint:   {spec.folder / 'trials' / winner.best_trial / 'best.safetensors'}")
