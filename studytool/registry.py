@@ -28,6 +28,11 @@ SCHEDULES: Mapping[str, str] = {
     "multistep": "studytool.training.optim:multistep",
     "constant": "studytool.training.optim:constant",
 }
+FILTERS: Mapping[str, str] = {
+    "none": "studytool.data.preprocess:unfiltered",
+    "low_pass": "studytool.data.preprocess:low_pass",
+    "dog": "studytool.data.preprocess:difference_of_gaussians",
+}
 NORMALIZATIONS: Mapping[str, str] = {
     "standard": "studytool.data.preprocess:standard",
     "percentile": "studytool.data.preprocess:percentile",
@@ -38,6 +43,11 @@ AUGMENTATIONS: Mapping[str, str] = {
     "turns": "studytool.data.augment:half_turns",
     "shift": "studytool.data.augment:shift",
     "noise": "studytool.data.augment:noise",
+    "contrast": "studytool.data.augment:contrast",
+    "flips": "studytool.data.augment:flips",
+    "rotations24": "studytool.data.augment:cube_rotations",
+    "in_plane": "studytool.data.augment:in_plane",
+    "resized_crop": "studytool.data.augment:resized_crop",
 }
 SAMPLERS: Mapping[str, str] = {
     "tpe": "studytool.study.search:tpe",

@@ -122,21 +122,51 @@ class ModelSettings(Settings):
 
 
 class InputSettings(Settings):
-    """What happens to a volume before the network sees it; augmentations apply to the training split only."""
+    """Which labelled volumes a trial learns from, and what happens to a volume before the network sees it.
 
+    `labels_per_class` or `label_fraction` limits the training split to a draw by the trial's seed (see
+    `studytool.data.labels`). A volume is filtered, then normalized, then, in training only, augmented. `low_pass`
+    dampens what is finer than `low_pass_angstrom`; `dog`, the difference of Gaussians, also what is coarser than
+    `high_pass_angstrom`. At these resolutions half of the amplitude passes.
+    """
+
+    labels_per_class: Annotated[int, Field(ge=1)] | None = None
+    label_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    filter: Annotated[str, _named("filter", registry.FILTERS)] = "none"
+    low_pass_angstrom: Annotated[float, Field(gt=0, le=10_000)] = 30.0
+    high_pass_angstrom: Annotated[float, Field(gt=0, le=10_000)] = 150.0
     normalize: Annotated[str, _named("normalization", registry.NORMALIZATIONS)] = "standard"
     augment: tuple[Annotated[str, _named("augmentation", registry.AUGMENTATIONS)], ...] = ("turns", "shift")
+
+    @model_validator(mode="after")
+    def _agreeing(self) -> InputSettings:
+        if self.labels_per_class is not None and self.label_fraction < 1:
+            raise ValueError(
+                f"labels_per_class ({self.labels_per_class}) and label_fraction ({self.label_fraction:g}) both limit "
+                "the training volumes; give one of them"
+            )
+        if self.filter == "dog" and self.low_pass_angstrom >= self.high_pass_angstrom:
+            raise ValueError(
+                f"filter dog keeps what is between the two: low_pass_angstrom ({self.low_pass_angstrom:g}) has to be "
+                f"below high_pass_angstrom ({self.high_pass_angstrom:g})"
+            )
+        return self
 
 
 class TrainSettings(Settings):
     """How a network is trained. `warmup_epochs` may be a fraction; `gradient_clip` bounds the gradient's norm.
 
-    `momentum` (Nesterov's) is that of `sgd`; the others have their usual decay rates. "auto" precision is bfloat16
-    where a GPU computes it, else float32; "auto" channels_last is on for networks made of convolutions.
+    `momentum` (Nesterov's) is that of `sgd`; the others have their usual decay rates. "balanced" `class_weights` make
+    every class count the same in the loss. `ema` is the decay of the average of the weights that is evaluated and kept
+    instead of the weights themselves. `accumulate` is the number of parts that a batch is computed in when memory is
+    short; `batch_size` stays that of the whole, though batch normalization sees the parts. `compile` has
+    `torch.compile` make faster kernels for training: it needs a compiler, and time at first. "auto" precision is
+    bfloat16 where a GPU computes it, else float32; "auto" channels_last is on for networks made of convolutions.
     """
 
     max_epochs: Annotated[int, Field(ge=1, le=100_000)] = 30
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 32
+    accumulate: Annotated[int, Field(ge=1, le=65_536)] = 1
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     optimizer: Annotated[str, _named("optimizer", registry.OPTIMIZERS)] = "adamw"
     learning_rate: Annotated[float, Field(gt=0, le=10)] = 1e-3
@@ -145,16 +175,21 @@ class TrainSettings(Settings):
     schedule: Annotated[str, _named("schedule", registry.SCHEDULES)] = "cosine"
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    class_weights: Literal["none", "balanced"] = "none"
     gradient_clip: Annotated[float, Field(gt=0)] | None = None
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     channels_last: Literal["auto", "on", "off"] = "auto"
+    compile: Literal["off", "on"] = "off"
 
     @model_validator(mode="after")
-    def _warmup_ends(self) -> TrainSettings:
+    def _possible(self) -> TrainSettings:
         if self.warmup_epochs >= self.max_epochs:
             raise ValueError(
                 f"warmup_epochs ({self.warmup_epochs:g}) has to be below max_epochs ({self.max_epochs}); "
                 "it may be a fraction"
             )
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"accumulate ({self.accumulate}) has to be at most batch_size ({self.batch_size})")
         return self
 
 

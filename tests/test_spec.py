@@ -122,7 +122,7 @@ BROKEN = {
     ),
     "unknown schedule": (GOOD + "train: {schedule: cosin}", "unknown schedule 'cosin'; did you mean 'cosine'?"),
     "unknown normalization": (GOOD + "input: {normalize: std}", "unknown normalization 'std'"),
-    "unknown augmentation": (GOOD + "input: {augment: [flip]}", "input.augment.0: unknown augmentation 'flip'; known:"),
+    "unknown augmentation": (GOOD + "input: {augment: [xyz]}", "input.augment.0: unknown augmentation 'xyz'; known:"),
     "augment is a word": (GOOD + "input: {augment: turns}", "input.augment: has to be a list"),
     "unknown backbone": (GOOD.replace("s3d", "r2plus1d"), "unknown backbone 'r2plus1d'; did you mean"),
     "unknown freeze point": (GOOD.replace("backbone]", "stage99]"), "stage99"),

@@ -6,7 +6,7 @@ import ctypes
 import gc
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -18,6 +18,8 @@ from studytool.errors import TrainingError
 from studytool.results import DeviceInfo
 
 Precision = Literal["float32", "bfloat16", "float16"]
+RECOMPILE_LIMIT = 64
+"""Combinations of a shape and of what is frozen that are compiled; further ones would run uncompiled."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -71,6 +73,19 @@ def choose_memory_format(setting: str, model: nn.Module) -> torch.memory_format:
     return torch.channels_last_3d if setting == "on" else torch.contiguous_format
 
 
+def choose_forward(setting: str, model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The forward pass of training: the model itself or, with "on", what `torch.compile` makes of it as it is called.
+
+    The model stays as it is, with the names of its weights. Each shape is compiled for itself: what is compiled for
+    several shapes depends on which came first, so that a resumed trial would differ in the last bits.
+    """
+    if setting == "off":
+        return model
+    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+    forward: Callable[[torch.Tensor], torch.Tensor] = torch.compile(model, dynamic=False)
+    return forward
+
+
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Within the block torch's global generators (dropout, stochastic depth) start at `seed`; afterwards as before."""
@@ -85,8 +100,10 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def release_memory(device: torch.device) -> None:
+def release_memory(device: torch.device, *, compiled: bool = False) -> None:
     """Give back what a finished trial held, so that the next one in this process starts clean."""
+    if compiled:
+        torch.compiler.reset()
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

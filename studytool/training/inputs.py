@@ -1,4 +1,4 @@
-"""Volumes as a network takes them: on the device, widened to float32, normalized and, in training, augmented."""
+"""Volumes as a network takes them: on the device, as float32, filtered, normalized and, in training, augmented."""
 
 from __future__ import annotations
 
@@ -47,6 +47,9 @@ class Feed:
             shuffle=training,
             pin_memory=device.type == "cuda",
         )
+        self._settings = settings
+        self._voxel_size_angstrom = dataset.manifest.voxel_size_angstrom
+        self._filter = registry.lookup("filter", settings.filter, registry.FILTERS)
         self._normalize = registry.lookup("normalization", settings.normalize, registry.NORMALIZATIONS)
         names = settings.augment if training else ()
         self._augment = [registry.lookup("augmentation", name, registry.AUGMENTATIONS) for name in names]
@@ -64,7 +67,8 @@ class Feed:
             if batch is None:
                 return
             labels_B = batch.labels_B.to(self._device, non_blocking=True)
-            volumes_B1DHW = self._normalize(batch.volumes_B1DHW.to(self._device, non_blocking=True))
+            stored_B1DHW = batch.volumes_B1DHW.to(self._device, non_blocking=True)
+            volumes_B1DHW = self._normalize(self._filter(stored_B1DHW, self._voxel_size_angstrom, self._settings))
             for augment in self._augment:
                 volumes_B1DHW = augment(volumes_B1DHW, generator)
             yield volumes_B1DHW.contiguous(memory_format=self._memory_format), labels_B

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from studytool import registry
+from studytool.data.labels import training_rows
 from studytool.data.shards import Dataset, open_dataset
 from studytool.errors import TrainingError, WeightsError
 from studytool.models.backbones import find_backbone
@@ -27,6 +29,7 @@ from studytool.training import trained
 from studytool.training.checkpoint import TrialState, load_last, save_last
 from studytool.training.device import (
     choose_device,
+    choose_forward,
     choose_memory_format,
     choose_precision,
     release_memory,
@@ -34,10 +37,11 @@ from studytool.training.device import (
 )
 from studytool.training.evaluate import autocast, class_probabilities, convolutions
 from studytool.training.inputs import Feed
+from studytool.training.loss import Loss, micro_batches
 from studytool.training.meter import CostMeter
 from studytool.training.metrics import score
-from studytool.training.optim import Updater, training_loss
-from studytool.training.preflight import check_data, check_last_batch
+from studytool.training.optim import Updater
+from studytool.training.preflight import check_compiler, check_data, check_last_batch
 
 CHECK_EVERY = 50
 """Steps between two looks at the loss on a GPU, which has to be waited for; on a CPU every step is looked at."""
@@ -59,7 +63,7 @@ def train_trial(
         trials_side_by_side: how many trials share the device, for the cost.
 
     Raises:
-        DataError: the dataset cannot be read, or lacks a split or class.
+        DataError: the dataset cannot be read, or lacks a split, class or labels, or does not fit the trial's input.
         TrainingError: the loss is no longer finite, or the trial is impossible on this data or device.
         WeightsError: pre-trained weights are missing, or the folder's files are damaged or of another trial.
     """
@@ -71,6 +75,7 @@ def train_trial(
         with meter.phase("data"):
             dataset = open_dataset(Path(trial.data_path))
             check_data(trial, dataset)
+            check_compiler(trial, chosen)
         with meter.phase("checkpoint"):
             state = load_last(folder, trial, dataset.manifest.fingerprint)
         if state is not None and state.finished:
@@ -84,7 +89,7 @@ def train_trial(
     finally:
         # One process trains one trial after another: nothing of this one may stay.
         del run
-        release_memory(chosen)
+        release_memory(chosen, compiled=trial.train.compile == "on")
 
 
 def _import_backbone(name: str) -> None:
@@ -117,16 +122,17 @@ class _Run:
             )
             self.memory_format = choose_memory_format(trial.train.channels_last, self.model)
             self.model.to(device).to(memory_format=self.memory_format)
-            self.train_feed = self._feed("train", training=True)
+            rows = training_rows(dataset, trial.input, trial.seed)
+            self.train_feed = self._feed(rows, training=True)
+            self.loss = Loss(trial.train, dataset.labels[rows], len(manifest.classes), device)
             self.updater = Updater(
                 self.model,
                 trial.train,
                 steps_per_epoch=len(self.train_feed),
                 scale_gradients=self.precision == "float16",
             )
-            check_last_batch(
-                trial, self.model, volume_shape_dhw=manifest.shape_dhw, num_train=len(dataset.rows("train"))
-            )
+            check_last_batch(trial, self.model, volume_shape_dhw=manifest.shape_dhw, num_train=len(rows))
+            self.forward = choose_forward(trial.train.compile, self.model)
 
     def resume(self, state: TrialState) -> None:
         """Go on after the last epoch of `state`."""
@@ -138,7 +144,7 @@ class _Run:
             # If the trial was stopped between writing last.pt and writing the selected weights, they are these.
             selected = self._selected()
             if selected is self.epochs[-1] and not trained.holds_epoch(self.folder, selected.epoch):
-                trained.save_best(self.folder, self.model, self._best_record())
+                trained.save_best(self.folder, self.updater.result, self._best_record())
 
     def results(self) -> Iterator[EpochResult]:
         """The results of all epochs, those before a resume first."""
@@ -174,7 +180,7 @@ class _Run:
             state = TrialState(tuple(self.epochs), False, dict(self.model.state_dict()), self.updater.state_dict())
             save_last(self.folder, state, self.trial, self.dataset.manifest.fingerprint)
             if self._selected() is self.epochs[-1]:
-                trained.save_best(self.folder, self.model, self._best_record())
+                trained.save_best(self.folder, self.updater.result, self._best_record())
 
     def _train(self, epoch: int) -> float:
         """Train one epoch and return the mean loss of its batches."""
@@ -182,19 +188,28 @@ class _Run:
         losses = torch.zeros(steps, dtype=torch.float64, device=self.device)
         seed = derive_seed(self.trial.seed, "dropout", epoch)
         with self.meter.phase("train"), convolutions(repeatable=False), seeded(seed, self.device):
-            if self.updater.begin_epoch(epoch):
+            # A step whose operations are counted runs uncompiled: in each epoch, so that a resume changes no bit.
+            if self.updater.begin_epoch(epoch) or self.trial.train.compile == "on":
                 self.meter.forget_steps()
             self.model.train()
             for i, (volumes_B1DHW, labels_B) in enumerate(self.train_feed.epoch(epoch)):
-                step = (epoch - 1) * steps + i
-                with self.meter.step("train", tuple(volumes_B1DHW.shape)):
-                    with autocast(self.device, self.precision):
-                        loss = training_loss(self.model(volumes_B1DHW), labels_B, self.trial.train)
-                    self.updater.update(loss, step)
-                losses[i] = loss.detach()
+                losses[i] = self._add_gradients(volumes_B1DHW, labels_B)
+                self.updater.step((epoch - 1) * steps + i)
                 if self.device.type == "cpu" or i % CHECK_EVERY == CHECK_EVERY - 1 or i == steps - 1:
                     self._check_finite(losses[: i + 1], epoch)
         return float(losses.mean())
+
+    def _add_gradients(self, volumes_B1DHW: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
+        """Forward and backward pass of a batch, in parts where memory is short; gives the batch's mean loss."""
+        train, losses = self.trial.train, []
+        for part in micro_batches(len(labels_B), batch_size=train.batch_size, accumulate=train.accumulate):
+            with self.meter.step("train", tuple(volumes_B1DHW[part].shape)) as counted:
+                forward = self.model if counted else self.forward
+                with autocast(self.device, self.precision):
+                    loss = self.loss.part(forward(volumes_B1DHW[part]), labels_B[part], labels_B)
+                self.updater.backward(loss)
+            losses.append(loss.detach())
+        return torch.stack(losses).sum()
 
     def _check_finite(self, losses: torch.Tensor, epoch: int) -> None:
         if bool(losses.isfinite().all()):
@@ -212,14 +227,14 @@ class _Run:
         return TrainingError(f"{what} at learning rate {rate:.3g}; {' or '.join(remedies)}")
 
     def _evaluate(self, split: str, epoch: int) -> Scores:
-        feed = self._feed(split, training=False)
-        probabilities = class_probabilities(self.model, feed, self.precision, self.meter)
+        rows = self.dataset.rows(split)
+        feed = self._feed(rows, training=False)
+        probabilities = class_probabilities(self.updater.result, feed, self.precision, self.meter)
         with self.meter.phase("evaluate"):
             if not np.isfinite(probabilities).all():
                 what = f"epoch {epoch}: the network's output on the {split} split is not finite"
                 raise self._diverged(what, epoch, len(self.train_feed) - 1)
-            labels = self.dataset.labels[self.dataset.rows(split)]
-            return score(probabilities, labels, len(self.dataset.manifest.classes))
+            return score(probabilities, self.dataset.labels[rows], len(self.dataset.manifest.classes))
 
     def _finish(self) -> EpochResult:
         """The last epoch's result, with the test scores in the confirm phase; after this nothing is left to do."""
@@ -233,7 +248,7 @@ class _Run:
             record = trained.read_best(self.folder)
         if self.trial.phase == "confirm":
             with self.meter.phase("checkpoint"):
-                trained.load_best_weights(self.folder, record, self.model)
+                trained.load_best_weights(self.folder, record, self.updater.result)
             test = self._evaluate("test", selected.epoch)
             with self.meter.phase("checkpoint"):
                 trained.save_record(self.folder, replace(record, result=replace(selected, test=test)))
@@ -262,10 +277,10 @@ class _Run:
             result=self._selected(),
         )
 
-    def _feed(self, split: str, *, training: bool) -> Feed:
+    def _feed(self, rows: NDArray[np.int64], *, training: bool) -> Feed:
         return Feed(
             self.dataset,
-            self.dataset.rows(split),
+            rows,
             self.trial.input,
             batch_size=self.trial.train.batch_size,
             training=training,

@@ -77,8 +77,10 @@ class CostMeter:
                 self._energy += self._joules() - energy_before
 
     @contextmanager
-    def step(self, kind: Literal["train", "evaluate"], shape: tuple[int, ...]) -> Iterator[None]:
+    def step(self, kind: Literal["train", "evaluate"], shape: tuple[int, ...]) -> Iterator[bool]:
         """Count the samples (of training) and floating-point operations of one step on a batch of this shape.
+
+        Gives whether operations are counted as it runs, for which a network has to run uncompiled.
 
         Operations are those of matrix products, convolutions and attention, a multiplication and an addition being
         two. The first step of each shape is counted as it runs, and so without the backward pass of what is frozen;
@@ -86,10 +88,10 @@ class CostMeter:
         """
         key = (kind, shape)
         if key in self._flops_of:
-            yield
+            yield False
         else:
             with FlopCounterMode(display=False, custom_mapping=_CORRECTED) as counter:
-                yield
+                yield True
             self._flops_of[key] = float(counter.get_total_flops())
         self._flops += self._flops_of[key]
         if kind == "train":

@@ -1,4 +1,4 @@
-"""Optimizers, learning-rate schedules and the loss."""
+"""Optimizers, learning-rate schedules and updates."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from studytool import registry
 from studytool.models.adapt import StagedModel
 from studytool.models.freeze import parameter_groups, release
 from studytool.settings import TrainSettings
+from studytool.training.average import Average
 
 Schedule = Callable[[float], float]
 """A function from the progress after warm-up, in [0, 1), to the factor on the learning rate, in [0, 1]."""
@@ -64,13 +65,11 @@ def constant(progress: float) -> float:
     return 1.0
 
 
-def training_loss(logits_BC: torch.Tensor, labels_B: torch.Tensor, settings: TrainSettings) -> torch.Tensor:
-    """Cross-entropy (nats, mean over the batch, in float32) against labels smoothed by `label_smoothing`."""
-    return nn.functional.cross_entropy(logits_BC.float(), labels_B, label_smoothing=settings.label_smoothing)
-
-
 class Updater:
-    """Turns losses into updates: gradients (scaled for float16), clipping, the schedule's learning rate, freezing."""
+    """Turns losses into updates: gradients (scaled for float16), clipping, the schedule's learning rate, freezing.
+
+    `result` is the network that the trial is judged by and that is kept: `model`, or with `ema` its average.
+    """
 
     def __init__(
         self, model: StagedModel, settings: TrainSettings, *, steps_per_epoch: int, scale_gradients: bool
@@ -81,6 +80,8 @@ class Updater:
         self._optimizer = build_optimizer(model, settings)
         device = next(model.parameters()).device
         self._scaler = torch.amp.GradScaler(device.type, enabled=scale_gradients)
+        self._average = None if settings.ema is None else Average(model, settings.ema)
+        self.result: nn.Module = model if self._average is None else self._average.model
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of optimizer step `step`, counted from 0 over the whole trial; that of the head."""
@@ -97,21 +98,35 @@ class Updater:
 
     def update(self, loss: torch.Tensor, step: int) -> None:
         """Backward pass and parameter update of optimizer step `step`."""
+        self.backward(loss)
+        self.step(step)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Backward pass; gradients of several losses add up until the next step."""
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def step(self, step: int) -> None:
+        """Parameter update of optimizer step `step` by the gradients since the last one."""
         rate = self.learning_rate(step)
         for group in self._optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
-        self._optimizer.zero_grad(set_to_none=True)
-        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         if self._settings.gradient_clip is not None:
             self._scaler.unscale_(self._optimizer)
             trained = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
             nn.utils.clip_grad_norm_(trained, self._settings.gradient_clip)
         self._scaler.step(self._optimizer)
         self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+        if self._average is not None:
+            self._average.update(self._model, step)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed trial needs, as tensors, numbers and strings."""
-        return {"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict()}
+        return {
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "average": {} if self._average is None else dict(self._average.model.state_dict()),
+        }
 
     def load_state_dict(self, state: dict[str, Any], epochs: int) -> None:
         """Go on from the `state_dict` of the same model and settings after so many epochs."""
@@ -121,3 +136,5 @@ class Updater:
         self._optimizer.load_state_dict(state["optimizer"])
         if self._scaler.is_enabled():
             self._scaler.load_state_dict(state["scaler"])
+        if self._average is not None:
+            self._average.model.load_state_dict(state["average"])

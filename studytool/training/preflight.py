@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import shutil
+
 import torch
 
+from studytool.data.labels import training_rows
 from studytool.data.shards import Dataset
 from studytool.errors import DataError, TrainingError
 from studytool.models.adapt import StagedModel
 from studytool.models.freeze import release
 from studytool.spec import TrialSpec
+from studytool.training.loss import micro_batches
 
 
 def check_data(trial: TrialSpec, dataset: Dataset) -> None:
-    """Check that the dataset has the splits and classes the trial needs; only the confirm phase asks for a test split.
+    """Check that the dataset has what the trial needs; only the confirm phase asks for a test split.
 
     Raises:
-        DataError: a split or a class is missing; the message says which.
+        DataError: a split, a class or labels are missing, or a filter or augmentation is not for volumes like these;
+            the message says which.
     """
     classes = dataset.manifest.classes
     if len(classes) < 2:
@@ -37,12 +44,48 @@ def check_data(trial: TrialSpec, dataset: Dataset) -> None:
             f"{dataset.folder}: metric val/macro_auc needs two classes in the val split, which has only "
             f"{classes[occurring['val'].pop()]}; split the data anew, or choose another metric"
         )
+    training_rows(dataset, trial.input, trial.seed)
+    _check_volumes(trial, dataset)
+
+
+def _check_volumes(trial: TrialSpec, dataset: Dataset) -> None:
+    """Check that the filter and the augmentations can work on volumes of this resolution and shape."""
+    voxel_size_angstrom, finest = dataset.manifest.voxel_size_angstrom, trial.input.low_pass_angstrom
+    nyquist_angstrom = 2 * voxel_size_angstrom
+    if trial.input.filter != "none" and finest < nyquist_angstrom:
+        raise DataError(
+            f"{dataset.folder}: low_pass_angstrom {finest:g} is finer than voxels of {voxel_size_angstrom:g} Å can "
+            f"show: their Nyquist limit is {nyquist_angstrom:g} Å; give at least that, or filter: none"
+        )
+    shape_dhw = dataset.manifest.shape_dhw
+    if "rotations24" in trial.input.augment and len(set(shape_dhw)) > 1:
+        raise DataError(
+            f"{dataset.folder}: augment rotations24 needs cubes, the volumes are {'x'.join(map(str, shape_dhw))}; "
+            "leave it out (turns work on any shape), or cut cubes"
+        )
+
+
+def check_compiler(trial: TrialSpec, device: torch.device) -> None:
+    """Check that `compile: on` finds the compiler that torch will call.
+
+    Raises:
+        TrainingError: there is none.
+    """
+    if trial.train.compile == "off":
+        return
+    variable, usual = ("CXX", ("g++", "clang++")) if device.type == "cpu" else ("CC", ("gcc", "clang"))
+    names = [os.environ[variable]] if variable in os.environ else usual
+    if not any(shutil.which(name) for name in names):
+        raise TrainingError(
+            f"compile: on needs a compiler here, found none ({' or '.join(names)}); install one, name it in the "
+            f"environment variable {variable}, or set compile: off"
+        )
 
 
 def check_last_batch(
     trial: TrialSpec, model: StagedModel, *, volume_shape_dhw: tuple[int, ...], num_train: int
 ) -> None:
-    """Check that batch normalization can work on the smallest batch, if that is of one volume.
+    """Check that batch normalization can work on the smallest batch (or part of one), if that is of one volume.
 
     A single volume gives a channel as many values as it has voxels there: enough, but for the last layers of a
     small volume. So it is tried, on the device, with copies of the running statistics.
@@ -50,8 +93,8 @@ def check_last_batch(
     Raises:
         TrainingError: it cannot; the message names a batch size that works.
     """
-    batch_size = trial.train.batch_size
-    if num_train % batch_size != 1 % batch_size:
+    batch_size, accumulate = trial.train.batch_size, trial.train.accumulate
+    if _smallest_part(num_train, batch_size, accumulate) > 1:
         return
     device = next(model.parameters()).device
     volumes_B1DHW = torch.zeros(1, 1, *volume_shape_dhw, device=device)
@@ -65,10 +108,22 @@ def check_last_batch(
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
-        better = next(size for size in range(batch_size + 1, batch_size + num_train + 2) if num_train % size != 1)
+        sizes = itertools.count(batch_size + 1)
+        better = next(size for size in sizes if _smallest_part(num_train, size, accumulate) > 1)
+        what = "the last batch" if accumulate == 1 else f"a part of a batch (accumulate {accumulate})"
         raise TrainingError(
-            f"batch_size {batch_size}: of {num_train} training volumes the last batch would hold one, and batch "
+            f"batch_size {batch_size}: of {num_train} training volumes {what} would hold one, and batch "
             f"normalization of {trial.model.backbone} needs more than one value per channel; use for example {better}"
         ) from error
     finally:
         release(model, 1)
+
+
+def _smallest_part(num_train: int, batch_size: int, accumulate: int) -> int:
+    """Volumes in the smallest part that a batch of an epoch is computed in."""
+    batches = {min(num_train, batch_size), num_train % batch_size} - {0}
+    return min(
+        len(range(count)[part])
+        for count in batches
+        for part in micro_batches(count, batch_size=batch_size, accumulate=accumulate)
+    )

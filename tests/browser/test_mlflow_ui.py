@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -86,6 +87,30 @@ def test_every_arm_is_found_in_the_run_list_and_on_the_comparison_page(study, br
         wait_for_text(browser, ["mean and interval", "chosen by validation"])
         keep_picture(browser, tmp_path / "study.png")
 
+        assert severe_errors(browser) == []
+
+
+def test_the_runs_of_the_quickstart_can_be_compared(browser, tmp_path):
+    """On the store that `studytool run search_spaces/quickstart.yaml` has left, as a newcomer would look at it."""
+    if "STUDYTOOL_QUICKSTART" not in os.environ:
+        pytest.skip("set STUDYTOOL_QUICKSTART to the folder of the mlflow.db that the quickstart has written")
+    folder = Path(os.environ["STUDYTOOL_QUICKSTART"])
+    client = open_client(f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("quickstart").experiment_id
+    runs = client.search_runs([experiment], filter_string="tags.`studytool.kind` = 'arm'")
+    arms = {run.data.tags["studytool.arm"]: run.info.run_id for run in runs}
+    assert len(arms) == 3
+    port = free_port()
+    with server(folder, port):
+        address = f"http://127.0.0.1:{port}/#"
+        browser.get(f"{address}/experiments/{experiment}/runs")
+        wait_for_text(browser, ["matching runs", "quickstart"])
+        expand(browser, "quickstart")
+        wait_for_text(browser, list(arms))
+        keep_picture(browser, tmp_path / "quickstart-runs.png")
+        browser.get(f'{address}/compare-runs?runs={json.dumps(list(arms.values()))}&experiments=["{experiment}"]')
+        wait_for_text(browser, ["Comparing 3 Runs", *arms, "cost/device_seconds"])
+        keep_picture(browser, tmp_path / "quickstart-comparison.png")
         assert severe_errors(browser) == []
 
 

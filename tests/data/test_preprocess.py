@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from studytool import registry
-from studytool.data.preprocess import minmax, percentile, standard, unchanged
+from studytool.data.preprocess import difference_of_gaussians, low_pass, minmax, percentile, standard, unchanged
+from studytool.settings import InputSettings
 
 
 @pytest.fixture
@@ -63,3 +66,65 @@ def test_minmax(volumes):
 
 def test_unchanged(volumes):
     torch.testing.assert_close(unchanged(volumes), volumes.float(), rtol=0, atol=0)
+
+
+def wave(shape_dhw, cycles_dhw):
+    """A wave with so many periods along each axis: [1, 1, D, H, W]."""
+    places = torch.meshgrid(*[torch.arange(side) / side for side in shape_dhw], indexing="ij")
+    phase = sum(cycles * place for cycles, place in zip(cycles_dhw, places, strict=True))
+    return torch.cos(2 * math.pi * phase + 0.3)[None, None]
+
+
+# Periods and their wavelength in boxes of 12 x 16 x 20 voxels of 10 Å.
+WAVES = [((0, 0, 5), 40.0), ((0, 4, 0), 40.0), ((3, 0, 0), 40.0), ((0, 0, 1), 200.0), ((3, 4, 0), 40 / math.sqrt(2))]
+
+
+@pytest.mark.parametrize(("cycles", "wavelength"), WAVES)
+def test_filters_multiply_a_wave_by_what_they_promise(cycles, wavelength):
+    volumes = wave((12, 16, 20), cycles)
+    settings = InputSettings(low_pass_angstrom=40.0, high_pass_angstrom=160.0)
+    fine, coarse = (0.5 ** ((cutoff / wavelength) ** 2) for cutoff in (40.0, 160.0))
+    torch.testing.assert_close(low_pass(volumes, 10.0, settings), fine * volumes, atol=1e-6, rtol=0)
+    expected = (fine - coarse) * volumes
+    torch.testing.assert_close(difference_of_gaussians(volumes, 10.0, settings), expected, atol=1e-6, rtol=0)
+
+
+def test_low_pass_passes_half_at_its_resolution_most_above_and_little_below():
+    settings = InputSettings(low_pass_angstrom=40.0)
+
+    def passed(cycles):
+        volumes = wave((32, 32, 32), (0, cycles, 0))
+        return float(low_pass(volumes, 10.0, settings).std() / volumes.std())
+
+    assert passed(8) == pytest.approx(0.5, abs=1e-5)
+    assert passed(2) > 0.95  # 160 Å
+    assert passed(15) < 0.1  # 21 Å
+
+
+def test_low_pass_keeps_a_constant_and_dog_removes_it():
+    volumes = torch.full((2, 1, 8, 9, 10), 5.0)
+    torch.testing.assert_close(low_pass(volumes, 10.0, InputSettings()), volumes)
+    assert difference_of_gaussians(volumes, 10.0, InputSettings()).abs().max() < 1e-5
+
+
+def test_a_filter_knows_the_voxel_size():
+    volumes = wave((16, 16, 16), (0, 0, 4))
+    coarse, fine = (low_pass(volumes, size, InputSettings(low_pass_angstrom=40.0)).std() for size in (20.0, 5.0))
+    assert float(coarse / volumes.std()) == pytest.approx(0.5 ** (1 / 4), abs=1e-5)  # a wave of 80 Å
+    assert float(fine / volumes.std()) == pytest.approx(0.5**4, abs=1e-5)  # a wave of 20 Å
+
+
+@pytest.mark.parametrize("name", registry.FILTERS)
+def test_filters_give_float32_and_take_each_volume_for_itself(volumes, name):
+    chosen = registry.lookup("filter", name, registry.FILTERS)
+    result = chosen(volumes, 10.0, InputSettings())
+    assert (result.shape, result.dtype) == (volumes.shape, torch.float32)
+    torch.testing.assert_close(chosen(volumes[2:3], 10.0, InputSettings()), result[2:3])
+    if name == "none":
+        assert torch.equal(result, volumes.float())
+
+
+def test_dog_needs_its_resolutions_in_order():
+    with pytest.raises(ValueError, match=r"low_pass_angstrom \(200\) has to be below high_pass_angstrom \(150\)"):
+        InputSettings(filter="dog", low_pass_angstrom=200.0)
+    InputSettings(filter="low_pass", low_pass_angstrom=200.0)

@@ -3,9 +3,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
+from studytool.data.labels import training_rows
+from studytool.data.preprocess import low_pass, standard
 from studytool.data.shards import open_dataset
+from studytool.errors import DataError
 from studytool.settings import InputSettings
 from studytool.training.inputs import Feed
 from studytool.training.meter import CostMeter
@@ -72,3 +76,34 @@ def test_augmentation_changes_training_volumes_only_if_asked_for(dataset_folder:
     assert not torch.equal(plain[0], noisy[0])
     still = epoch(feed(dataset_folder, training=False, augment=("noise",)), 1)
     assert torch.equal(still[0], epoch(feed(dataset_folder, training=False, augment=()), 2)[0])
+
+
+def test_volumes_are_filtered_at_their_voxel_size_before_they_are_normalized(dataset_folder: Path):
+    stored = epoch(feed(dataset_folder, "val", training=False, normalize="none"), 1)[0]
+    settings = InputSettings(filter="low_pass", low_pass_angstrom=50.0)
+    expected = standard(low_pass(stored, 10.0, settings))
+    found = epoch(feed(dataset_folder, "val", training=False, filter="low_pass", low_pass_angstrom=50.0), 1)[0]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_training_rows_are_of_the_train_split_and_so_many_of_each_class(dataset_folder: Path):
+    dataset = open_dataset(dataset_folder)
+    for settings, expected in (
+        (InputSettings(), [7, 7, 7]),
+        (InputSettings(labels_per_class=3), [3, 3, 3]),
+        (InputSettings(label_fraction=0.25), [2, 2, 2]),
+    ):
+        rows = training_rows(dataset, settings, seed=1)
+        assert np.bincount(dataset.labels[rows]).tolist() == expected
+        assert set(dataset.splits[rows]) == {"train"}
+    assert np.array_equal(training_rows(dataset, InputSettings(), 1), dataset.rows("train"))
+
+
+def test_more_labels_than_there_are(dataset_folder: Path):
+    with pytest.raises(DataError, match=r"labels_per_class is 8, but ball has 7 volumes in the train split; ask for"):
+        training_rows(open_dataset(dataset_folder), InputSettings(labels_per_class=8), 1)
+
+
+def test_two_limits_on_the_labels_are_refused():
+    with pytest.raises(ValueError, match=r"labels_per_class \(3\) and label_fraction \(0.25\) both limit"):
+        InputSettings(labels_per_class=3, label_fraction=0.25)

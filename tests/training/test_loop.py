@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,11 +23,13 @@ from training_data import particles, write
 from studytool.data.shards import Dataset, open_dataset
 from studytool.errors import DataError, TrainingError, WeightsError
 from studytool.models.adapt import StagedModel
+from studytool.predict import predict_dataset
 from studytool.results import Cost, EpochResult, to_dict
 from studytool.spec import TrialSpec
 from studytool.training import loop, trained
 from studytool.training.checkpoint import LAST, PREVIOUS
 from studytool.training.loop import train_trial
+from studytool.training.metrics import score
 
 MakeTrial = Callable[..., TrialSpec]
 
@@ -86,6 +89,7 @@ RESUMED = {
     "adamw with warm-up": {"warmup_epochs": 1.5, "augment": ("turns", "shift", "noise"), "dropout": 0.2},
     "sgd in float16": {"optimizer": "sgd", "schedule": "multistep", "precision": "float16", "select": "last"},
     "gradual release, confirm": {"freeze": "gradual", "gradual_epochs": 1, "phase": "confirm", "channels_last": "off"},
+    "average of the weights, confirm": {"ema": 0.9, "phase": "confirm", "accumulate": 2, "class_weights": "balanced"},
 }
 
 
@@ -107,6 +111,70 @@ def test_a_trial_stopped_after_every_epoch_ends_as_if_it_never_was(
     assert [r.cost.seconds for r in seen] == sorted(r.cost.seconds for r in seen)
     files = [tmp_path / name / "best.safetensors" for name in ("straight", "stopped")]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_the_average_of_the_weights_is_what_is_evaluated_and_kept(make_trial: MakeTrial, tmp_path: Path):
+    plain = list(train_trial(make_trial(phase="confirm", select="last"), tmp_path / "plain"))
+    changes = {"phase": "confirm", "select": "last", "ema": 0.9}
+    averaged = list(train_trial(make_trial(**changes), tmp_path / "averaged"))
+    assert [r.train_loss for r in averaged] == [r.train_loss for r in plain], "training itself is the same"
+    assert [r.val.loss for r in averaged] != [r.val.loss for r in plain]
+    assert averaged[-1].test is not None
+    again = predict_dataset(tmp_path / "averaged", Path(make_trial().data_path), "test", device="cpu")
+    dataset = open_dataset(Path(make_trial().data_path))
+    assert score(again.probabilities, dataset.labels[dataset.rows("test")], 3) == averaged[-1].test
+
+
+def test_a_batch_in_parts_is_the_same_batch_where_nothing_normalizes_over_it(make_trial: MakeTrial, tmp_path: Path):
+    chosen: dict[str, Any] = {"backbone": "training_nets:patches", "precision": "float32", "gradient_clip": 1.0}
+    whole = list(train_trial(make_trial(**chosen), tmp_path / "whole"))
+    parts = list(train_trial(make_trial(**chosen, accumulate=3), tmp_path / "parts"))
+    assert [r.steps for r in parts] == [r.steps for r in whole]
+    assert [r.cost.samples for r in parts] == [21, 42, 63]
+    assert [r.cost.flops for r in parts] == [r.cost.flops for r in whole]
+    assert [r.train_loss for r in parts] == pytest.approx([r.train_loss for r in whole], rel=1e-4)
+    assert [r.val.loss for r in parts] == pytest.approx([r.val.loss for r in whole], rel=1e-4)
+
+
+@pytest.mark.parametrize(("changes", "count"), [({"labels_per_class": 2}, 6), ({"label_fraction": 0.5}, 12)])
+def test_fewer_labels_are_fewer_volumes_of_train_alone(
+    make_trial: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], count: int
+):
+    read: list[int] = []
+    gather = Dataset.gather
+
+    def watched(self: Dataset, rows: Any, out: Any) -> None:
+        read.extend(int(row) for row in np.asarray(rows) if self.splits[row] == "train")
+        gather(self, rows, out)
+
+    monkeypatch.setattr(Dataset, "gather", watched)
+    drawn = []
+    for name, more in (("a", {}), ("b", {"freeze": "stem", "learning_rate": 0.1}), ("c", {"seed": 2})):
+        read.clear()
+        results = list(train_trial(make_trial(**{"max_epochs": 2, **changes, **more}), tmp_path / name))
+        assert len(read) == 2 * count
+        assert [r.val.count for r in results] == [12, 12]
+        assert results[0].cost.samples == count
+        drawn.append(set(read))
+    assert drawn[0] == drawn[1], "another arm with the same seed learns from the same volumes"
+    assert drawn[0] != drawn[2]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_network_trains_as_the_plain_one_and_resumes(make_trial: MakeTrial, tmp_path: Path):
+    chosen: dict[str, Any] = {"max_epochs": 2, "batch_size": 7, "dropout": 0.0, "compile": "on"}
+    chosen["backbone"] = "training_nets:patches"
+    plain = list(train_trial(make_trial(**{**chosen, "compile": "off"}), tmp_path / "plain"))
+    straight = list(train_trial(make_trial(**chosen), tmp_path / "straight"))
+    next(train_trial(make_trial(**chosen), tmp_path / "stopped"))
+    resumed = list(train_trial(make_trial(**chosen), tmp_path / "stopped"))
+    assert timeless(resumed) == timeless(straight)
+    assert [r.cost.flops for r in straight] == [r.cost.flops for r in plain]
+    assert [r.train_loss for r in straight] == pytest.approx([r.train_loss for r in plain], rel=1e-3)
+    names = {name: list(trained.load_trained(tmp_path / name).model.state_dict()) for name in ("plain", "straight")}
+    assert names["plain"] == names["straight"]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0, "something was compiled"
 
 
 def test_a_finished_trial_only_repeats_its_results(

@@ -11,7 +11,7 @@ from torch import nn
 from studytool.models.adapt import StagedModel
 from studytool.models.build import build_model
 from studytool.settings import ModelSettings, TrainSettings
-from studytool.training.optim import Updater, build_optimizer, learning_rate_factor, training_loss
+from studytool.training.optim import Updater, build_optimizer, learning_rate_factor
 
 
 def settings(**changes: Any) -> TrainSettings:
@@ -113,11 +113,38 @@ def test_scaled_gradients_give_the_same_step():
     torch.testing.assert_close(*weights)
 
 
-def test_label_smoothing_by_hand():
-    # Probabilities 0.8 and 0.2; smoothing 0.1 over two classes makes the label 0.95 and 0.05.
-    logits = torch.tensor([[math.log(0.8), math.log(0.2)]])
-    loss = training_loss(logits, torch.tensor([0]), settings(label_smoothing=0.1))
-    assert float(loss) == pytest.approx(-(0.95 * math.log(0.8) + 0.05 * math.log(0.2)))
+def test_gradients_add_up_until_the_step():
+    x = torch.randn(4, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    weights = []
+    for parts in ([x.sum()], [x[:1].sum(), x[1:].sum()]):
+        model = network()
+        updater = Updater(model, settings(optimizer="sgd"), steps_per_epoch=2, scale_gradients=False)
+        for step in range(2):  # the second step has to begin with no gradients
+            for part in parts:
+                updater.backward(part * sum(p.square().sum() for p in model.parameters()))
+            updater.step(step)
+        weights.append(nn.utils.parameters_to_vector(model.parameters()).detach())
+    torch.testing.assert_close(*weights)
+
+
+def test_without_an_average_the_network_itself_is_the_result():
+    model = network()
+    assert Updater(model, settings(), steps_per_epoch=1, scale_gradients=False).result is model
+
+
+def test_the_average_follows_every_step_and_survives_a_resume():
+    model = network()
+    updater = Updater(model, settings(ema=0.9), steps_per_epoch=9, scale_gradients=False)
+    mean = model.head.linear.weight.detach().clone()
+    for step in range(3):
+        updater.update(model(torch.randn(4, 1, 8, 8, 8)).square().sum(), step)
+        decay = (1 + step) / (10 + step)
+        mean = decay * mean + (1 - decay) * model.head.linear.weight.detach()
+    torch.testing.assert_close(updater.result.head.linear.weight, mean)
+    resumed = Updater(network(), settings(ema=0.9), steps_per_epoch=9, scale_gradients=False)
+    resumed.load_state_dict(copy.deepcopy(updater.state_dict()), epochs=1)
+    for name, tensor in resumed.result.state_dict().items():
+        assert torch.equal(tensor, updater.result.state_dict()[name]), name
 
 
 def test_frozen_parameters_are_not_in_the_optimizer():

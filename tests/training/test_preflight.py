@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from studytool.data.shards import open_dataset
 from studytool.errors import DataError, TrainingError
 from studytool.models.build import build_model
 from studytool.spec import TrialSpec
-from studytool.training.preflight import check_data, check_last_batch
+from studytool.training.preflight import check_compiler, check_data, check_last_batch
 
 MakeTrial = Callable[..., TrialSpec]
 
@@ -97,3 +98,45 @@ def test_what_is_released_later_is_checked_now(make_trial: MakeTrial):
     check(make_trial(**changes, max_epochs=2), 17)
     with pytest.raises(TrainingError, match="the last batch would hold one"):
         check(make_trial(**changes, max_epochs=3), 17)
+
+
+def test_a_part_of_a_batch_may_be_too_small_as_well(make_trial: MakeTrial):
+    changes = {"backbone": "training_nets:pointlike", "batch_size": 8}
+    check(make_trial(**changes, accumulate=4), 16)
+    # Parts of 2: a last batch of 3 is computed as 1 and 2.
+    with pytest.raises(TrainingError, match=r"a part of a batch \(accumulate 4\) would hold one, .* for example 10$"):
+        check(make_trial(**changes, accumulate=4), 19)
+    # Batches of 9 and 1; of 10 and 9, in parts of 3.
+    check(make_trial(**{**changes, "batch_size": 10}, accumulate=4), 19)
+    with pytest.raises(TrainingError, match=r"for example 10$"):
+        check(make_trial(**changes, accumulate=8), 16)
+
+
+def test_a_filter_finer_than_the_voxels_is_refused(make_trial: MakeTrial, dataset_folder: Path):
+    dataset = open_dataset(dataset_folder)
+    for name in ("low_pass", "dog"):
+        check_data(make_trial(filter=name, low_pass_angstrom=20.0), dataset)
+        with pytest.raises(DataError, match=r"low_pass_angstrom 19 is finer than voxels of 10 Å .* limit is 20 Å;"):
+            check_data(make_trial(filter=name, low_pass_angstrom=19.0), dataset)
+    check_data(make_trial(filter="none", low_pass_angstrom=19.0), dataset)
+
+
+def test_rotations_of_the_cube_need_cubes(make_trial: MakeTrial, dataset_folder: Path, tmp_path: Path):
+    trial = make_trial(augment=("rotations24",))
+    check_data(trial, open_dataset(dataset_folder))
+    flat = write(tmp_path / "flat", (replace(p, volume_DHW=p.volume_DHW[:10]) for p in particles()))
+    with pytest.raises(DataError, match="rotations24 needs cubes, the volumes are 10x12x12; leave it out"):
+        check_data(trial, open_dataset(flat))
+
+
+def test_too_few_labels_are_found_before_training(make_trial: MakeTrial, dataset_folder: Path):
+    check_data(make_trial(labels_per_class=7), open_dataset(dataset_folder))
+    with pytest.raises(DataError, match="labels_per_class is 8"):
+        check_data(make_trial(labels_per_class=8), open_dataset(dataset_folder))
+
+
+def test_compiling_needs_a_compiler(make_trial: MakeTrial, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    check_compiler(make_trial(), torch.device("cpu"))
+    with pytest.raises(TrainingError, match=r"compile: on needs a compiler here, found none \(no-such-compiler\)"):
+        check_compiler(make_trial(compile="on"), torch.device("cpu"))
