@@ -104,6 +104,32 @@ def models(name: Annotated[str | None, typer.Argument(help="A backbone, for all 
         print(model_text(name))
 
 
+@app.command()
+def pretrain(
+    out: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="The weights to write.")],
+    backbone: Annotated[str, typer.Option(help="A backbone, as `studytool models` lists them.")] = "r2plus1d_tiny",
+    clips: Annotated[Path | None, typer.Option(help="A folder LABEL/VIDEO to learn from [default: generated].")] = None,
+    count: Annotated[int, typer.Option(help="How many clips to generate for an epoch.")] = 40_000,
+    epochs: Annotated[int, typer.Option(help="Passes over the clips.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of the clips and the network.")] = 0,
+) -> None:
+    """Pre-train a network on moving pictures; a study uses the result as `init: checkpoint:OUT.safetensors`."""
+    from studytool.pretraining.train import pretrain
+
+    card = pretrain(
+        backbone,
+        out=out,
+        videos=clips,
+        clips=count,
+        epochs=epochs,
+        seed=seed,
+        on_progress=lambda p: print(
+            f"step {p.step}/{p.steps}  loss {p.loss:.3f}  accuracy {p.accuracy:.3f}", flush=True
+        ),
+    )
+    print(f"{out}: accuracy on held-out clips {card['held_out_accuracy']}")
+
+
 @weights.command("list")
 def list_files() -> None:
     """List the published weights and whether they are here."""

@@ -37,7 +37,7 @@ def put(folder: Path, backbone: str, content: object, **how: object) -> Path:
 @pytest.mark.parametrize("name", cases({"x3d_s"}))
 def test_every_published_file_fits(name: str, folder: Path) -> None:
     backbone = needs(name)
-    for init in backbone.weights:
+    for init in (init for init, file in backbone.weights.items() if not file.shipped):
         path = write_stand_in(name, init, folder, seed=1)
         report = build(SHAPE, backbone=name, init=init).load_report
         assert report.initialization == init
