@@ -45,8 +45,9 @@ def build_model(
     clip_thw = clip_for(turned(volume_shape_dhw, settings.time_axis), settings.input_size, backbone)
     network = build_untouched(backbone, seed)
     report = initialize(network, backbone, settings.init, seed)
-    follow_small_studies(network)
     anatomy: Anatomy = registry.load(backbone.split)(network, clip_thw)
+    for stage in anatomy.stages.values():
+        follow_small_studies(stage)
     channels = adapt_stem(anatomy.stages["stem"], settings.stem)
     if settings.stem_stride == "remove":
         remove_strides(anatomy.stages["stem"])
@@ -81,13 +82,13 @@ def build_untouched(backbone: Backbone, seed: int) -> Any:
         return make()
 
 
-def follow_small_studies(network: nn.Module) -> None:
+def follow_small_studies(stage: nn.Module) -> None:
     """Let batch normalization's running statistics follow within an epoch, in place: a momentum of at least 0.1.
 
     S3D comes with 0.001, made for a million steps; in a study of some hundred steps its running statistics would stay
     those it started from, and a network that learns would be at chance whenever it is evaluated.
     """
-    for module in network.modules():
+    for module in stage.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.momentum is not None:
             module.momentum = max(module.momentum, 0.1)
 
