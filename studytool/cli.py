@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -28,8 +28,15 @@ def main() -> None:
     try:
         app()
     except StudytoolError as error:
-        print(f"studytool: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        _end(str(error))
+    except OSError as error:
+        # A file or folder that cannot be read or written: the system's own words, without the way there.
+        _end(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+
+
+def _end(line: str) -> NoReturn:
+    print(f"studytool: {line}", file=sys.stderr)
+    raise SystemExit(1) from None
 
 
 @app.callback()
