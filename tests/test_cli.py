@@ -83,3 +83,13 @@ def test_a_dataset_simulated_in_another_way_is_not_used(tmp_path):
     assert done.returncode == 1
     assert "d: was simulated with snr = 0.1, data.simulate.snr now says 0.7" in done.stderr
     assert not (tmp_path / "studies").exists()
+
+
+def test_an_output_folder_that_cannot_be_made_is_one_line(tmp_path):
+    small = "volumes_per_class: 10, classes: 2, side: 16, voxel_size_angstrom: 20.0"
+    (tmp_path / "a.yaml").write_text(f"name: a\ndata: {{path: d, simulate: {{{small}}}}}\n")
+    (tmp_path / "file").write_text("in the way")
+    done = studytool("run", "a.yaml", "--set", "output=file", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.endswith("file/a: Not a directory\n")
+    assert done.stderr.count("\n") == 1
