@@ -34,6 +34,20 @@ metric: {target: 0.5}
 """
 
 
+_STARTED: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_running():
+    """A test that fails half-way must not leave its study running."""
+    yield
+    for process in _STARTED:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    _STARTED.clear()
+
+
 class Study:
     def __init__(self, folder: Path, text: str = STUDY) -> None:
         self.folder = folder
@@ -42,7 +56,7 @@ class Study:
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "studytool.cli", "run", "a.yaml", "--verbose", *words]
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command,
             cwd=self.folder,
             env=self.environment,
@@ -51,6 +65,8 @@ class Study:
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
+        _STARTED.append(process)
+        return process
 
     def run(self, *words: str) -> str:
         process = self.start(*words)
@@ -158,7 +174,7 @@ def test_a_worker_that_dies_costs_at_most_its_epoch(tmp_path, finished):
     for line in process.stdout:
         if "search-001: epoch 1" in line:
             break
-    workers = [p for p in psutil.Process(process.pid).children(recursive=True) if "_Worker" in " ".join(p.cmdline())]
+    workers = [p for p in psutil.Process(process.pid).children(recursive=True) if "Trainable" in " ".join(p.cmdline())]
     assert workers
     for worker in workers:
         worker.kill()
