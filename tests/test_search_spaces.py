@@ -41,4 +41,4 @@ def test_every_arm_of_a_shipped_study_can_be_built(path, tmp_path, monkeypatch):
         trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
         everything = {name for name, _ in network.named_parameters()}
         assert trained >= {"head.linear.weight", "head.linear.bias"}
-        assert (trained == everything) == (model.freeze in ("none", "layer_decay"))
+        assert trained != everything or model.freeze in ("none", "layer_decay")
