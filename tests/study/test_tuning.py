@@ -157,7 +157,7 @@ def test_a_stopped_study_goes_on_and_ends_as_if_it_had_not_been_stopped(tmp_path
     os.kill(process.pid, number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == {signal.SIGTERM: 143, signal.SIGKILL: -9}[number], err
-    assert any(r.outcome is None for r in study.records.values())
+    assert sum(r.outcome is not None for r in study.records.values()) < 12
     _wait_until_gone(tmp_path)
     study.run("--set", "resources.trials_at_once=1")
     assert study.what_was_found() == finished[0].what_was_found()
@@ -167,21 +167,18 @@ def test_a_stopped_study_goes_on_and_ends_as_if_it_had_not_been_stopped(tmp_path
 
 
 def test_a_worker_that_dies_costs_at_most_its_epoch(tmp_path, finished):
-    import psutil
-
     study = Study(tmp_path)
     process = study.start("--set", "resources.trials_at_once=1")
     for line in process.stdout:
         if "search-001: epoch 1" in line:
             break
-    workers = [p for p in psutil.Process(process.pid).children(recursive=True) if "Trainable" in " ".join(p.cmdline())]
-    assert workers
-    for worker in workers:
-        worker.kill()
+    # The worker that takes the next step kills itself (see tiny_backbone), whichever trial it is at by then.
+    (tmp_path / "die").touch()
     _, err = process.communicate(timeout=400)
     assert process.returncode == 0, err
+    assert not (tmp_path / "die").exists()
     assert study.what_was_found() == finished[0].what_was_found()
-    assert max(r.attempts for r in study.records.values()) == 2
+    assert sorted(r.attempts for r in study.records.values())[-2:] == [1, 2]
     assert len(study.mlflow_runs()) == 15
 
 
