@@ -38,8 +38,8 @@ from studytool.training.loop import train_trial
 
 INITS = ("random", "shuffled", "motion")
 LEARNING_RATES = (1e-3, 3e-3, 1e-2)
-EPOCHS = {5: 20, 20: 12, 100: 6}
-SEEDS = {5: 10, 20: 10, 100: 3}
+EPOCHS = {5: 20, 20: 12, 100: 4}
+SEEDS = 10
 TUNING_SEEDS = {5: 2, 20: 2, 100: 1}
 TRAIN_PER_CLASS, VAL_PER_CLASS, TEST_PER_CLASS = 200, 10, 60
 TEMPLATES = "data/macromolecules_10A"
@@ -67,7 +67,7 @@ def run_cell(results: Results, source: str, labels: int, inits: list[str]) -> No
             for rate in LEARNING_RATES:
                 results.trial(source, labels, init, rate, seed)
     rates = {init: results.best_rate(source, labels, init) for init in inits}
-    for seed in range(SEEDS[labels]):
+    for seed in range(SEEDS):
         for init in inits:
             results.trial(source, labels, init, rates[init], seed)
 

@@ -6,7 +6,6 @@ import importlib.util
 from typing import Any
 
 import torch
-from torch import nn
 
 from studytool import registry
 from studytool.errors import SpecError
@@ -46,8 +45,6 @@ def build_model(
     network = build_untouched(backbone, seed)
     report = initialize(network, backbone, settings.init, seed)
     anatomy: Anatomy = registry.load(backbone.split)(network, clip_thw)
-    for stage in anatomy.stages.values():
-        follow_small_studies(stage)
     channels = adapt_stem(anatomy.stages["stem"], settings.stem)
     if settings.stem_stride == "remove":
         remove_strides(anatomy.stages["stem"])
@@ -80,17 +77,6 @@ def build_untouched(backbone: Backbone, seed: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, "weights"))
         return make()
-
-
-def follow_small_studies(stage: nn.Module) -> None:
-    """Let batch normalization's running statistics follow within an epoch, in place: a momentum of at least 0.1.
-
-    S3D comes with 0.001, made for a million steps; in a study of some hundred steps its running statistics would stay
-    those it started from, and a network that learns would be at chance whenever it is evaluated.
-    """
-    for module in stage.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.momentum is not None:
-            module.momentum = max(module.momentum, 0.1)
 
 
 def _description(

@@ -25,6 +25,7 @@ from studytool.pretraining.sources import ClipSource, GeneratedClips, VideoFolde
 from studytool.settings import ModelSettings, TrainSettings
 from studytool.training.device import choose_device, choose_memory_format, choose_precision, seeded
 from studytool.training.evaluate import autocast
+from studytool.training.normalization import follow_statistics
 from studytool.training.optim import Updater
 
 
@@ -94,6 +95,7 @@ def pretrain(
     )
     started = time.perf_counter()
     run = _Run(model, source, settings, chosen)
+    follow_statistics(model, run.steps_per_epoch)
     with seeded(seed, chosen):
         for epoch in range(1, epochs + 1):
             run.train(epoch, on_progress or (lambda _progress: None))

@@ -40,6 +40,7 @@ from studytool.training.inputs import Feed
 from studytool.training.loss import Loss, micro_batches
 from studytool.training.meter import CostMeter
 from studytool.training.metrics import score
+from studytool.training.normalization import follow_statistics
 from studytool.training.optim import Updater
 from studytool.training.preflight import check_compiler, check_data, check_last_batch
 
@@ -124,6 +125,7 @@ class _Run:
             self.model.to(device).to(memory_format=self.memory_format)
             rows = training_rows(dataset, trial.input, trial.seed)
             self.train_feed = self._feed(rows, training=True)
+            follow_statistics(self.model, len(self.train_feed))
             self.loss = Loss(trial.train, dataset.labels[rows], len(manifest.classes), device)
             self.updater = Updater(
                 self.model,

@@ -295,10 +295,3 @@ def test_what_is_wrong_with_your_own_network_is_said(
 ) -> None:
     with pytest.raises(SpecError, match=message):
         build(backbone=own_nets(make), **settings)
-
-
-def test_running_statistics_follow_within_an_epoch() -> None:
-    """S3D's own momentum of 0.001 would leave a network at chance that learns in a study's few hundred steps."""
-    norms = [m for m in build((24, 24, 24), backbone="s3d").modules() if isinstance(m, nn.BatchNorm3d)]
-    assert norms
-    assert all(m.momentum == 0.1 for m in norms)
