@@ -1,0 +1,152 @@
+"""Datasets at an address, copied once to this machine and shared by everything that runs on it.
+
+Training reads volumes in random order, so that every shard is needed from the first batch on: shards are fetched whole,
+several at once, held against the manifest's checksums as they arrive, and then mapped like local ones. A file that
+stands under its name in the cache has been checked.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from studytool.data.manifest import MANIFEST_NAME, Manifest, ShardEntry, read_manifest
+from studytool.errors import DataError
+from studytool.files import whole_file
+from studytool.remote import RemoteFolder, is_remote, open_remote
+
+CACHE_GB = 100.0
+"""What the copies may take in all, unless STUDYTOOL_CACHE_GB says otherwise."""
+_AT_ONCE = 8
+_MOST_JSON_BYTES = 256 * 1024 * 1024
+_SPLITS = "splits"
+
+
+def local_copy(address: str) -> Path:
+    """The folder of a dataset on this machine: `address` itself where it is a path, else a checked copy in the cache.
+
+    The cache is `STUDYTOOL_CACHE`, else ~/.cache/studytool; datasets used longest ago make room for new ones.
+
+    Raises:
+        DataError: the dataset cannot be fetched, is damaged, or is larger than the cache may be.
+    """
+    if not is_remote(address):
+        return Path(address)
+    remote = open_remote(address)
+    root = _cache_folder()
+    root.mkdir(parents=True, exist_ok=True)
+    manifest = _manifest(remote, root)
+    folder = root / manifest.fingerprint
+    with _locked(root / f"{manifest.fingerprint}.lock"):
+        folder.mkdir(exist_ok=True)
+        missing = [entry for entry in manifest.shards if not _is_here(folder, entry)]
+        _make_room(root, folder, manifest)
+        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="studytool-fetch") as pool:
+            fetched = [pool.submit(_fetch_shard, remote, entry, folder) for entry in missing]
+            try:
+                for future in fetched:
+                    future.result()
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+        # Splits may have been added since; the manifest comes last, so that what has one is whole.
+        for name in remote.names(_SPLITS):
+            _write(folder / _SPLITS / name, remote.read(f"{_SPLITS}/{name}", most_bytes=_MOST_JSON_BYTES))
+        _write(folder / MANIFEST_NAME, remote.read(MANIFEST_NAME, most_bytes=_MOST_JSON_BYTES))
+    os.utime(folder)
+    return folder
+
+
+def _cache_folder() -> Path:
+    chosen = os.environ.get("STUDYTOOL_CACHE")
+    return (Path(chosen) if chosen else Path.home() / ".cache" / "studytool") / "datasets"
+
+
+def _manifest(remote: RemoteFolder, root: Path) -> Manifest:
+    """The remote manifest, checked like a local one."""
+    with _scratch(root) as folder:
+        _write(folder / MANIFEST_NAME, remote.read(MANIFEST_NAME, most_bytes=_MOST_JSON_BYTES))
+        try:
+            return read_manifest(folder)
+        except DataError as error:
+            raise DataError(str(error).replace(str(folder), remote.address)) from error
+
+
+def _fetch_shard(remote: RemoteFolder, entry: ShardEntry, folder: Path) -> None:
+    with _scratch(folder) as scratch:
+        found = remote.fetch(entry.name, scratch / entry.name)
+        if found != entry.sha256:
+            raise DataError(
+                f"{remote.address}/{entry.name}: its SHA-256 is {found[:12]}…, the manifest says {entry.sha256[:12]}…; "
+                "copy the dataset to its address again"
+            )
+        (scratch / entry.name).replace(folder / entry.name)
+
+
+def _make_room(root: Path, folder: Path, manifest: Manifest) -> None:
+    """Remove the datasets used longest ago until this one fits; what is mapped stays readable until it is closed."""
+    bound = _bound_bytes()
+    needed = sum(entry.bytes for entry in manifest.shards)
+    if needed > bound:
+        raise DataError(
+            f"the dataset has {needed / 1e9:.1f} GB, the cache {root} may have {bound / 1e9:.1f}; "
+            "set STUDYTOOL_CACHE_GB to more, or copy the dataset to this machine"
+        )
+    others = sorted(
+        (other for other in root.iterdir() if other.is_dir() and other != folder), key=lambda f: f.stat().st_mtime
+    )
+    sizes = {other: sum(file.stat().st_size for file in other.rglob("*") if file.is_file()) for other in others}
+    for other in others:
+        if needed + sum(sizes.values()) <= bound:
+            return
+        with _locked(root / f"{other.name}.lock", wait=False) as free:
+            if free:
+                shutil.rmtree(other, ignore_errors=True)
+                sizes.pop(other)
+
+
+def _bound_bytes() -> float:
+    chosen = os.environ.get("STUDYTOOL_CACHE_GB", str(CACHE_GB))
+    try:
+        bound = float(chosen)
+    except ValueError:
+        bound = 0.0
+    if not bound > 0:
+        raise DataError(f"STUDYTOOL_CACHE_GB is {chosen!r}; it has to be a number above 0, in GB")
+    return bound * 1e9
+
+
+def _is_here(folder: Path, entry: ShardEntry) -> bool:
+    path = folder / entry.name
+    return path.is_file() and path.stat().st_size == entry.bytes
+
+
+def _write(path: Path, content: bytes) -> None:
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def _scratch(parent: Path) -> Iterator[Path]:
+    folder = parent / f".fetching-{os.getpid()}-{os.urandom(4).hex()}"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock between processes; without `wait`, yield whether it was free."""
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
