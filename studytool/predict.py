@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from studytool.data.particles import STORED
 from studytool.data.shards import Dataset, open_dataset
 from studytool.errors import DataError, TrainingError
 from studytool.training.device import choose_device, choose_memory_format, choose_precision, release_memory
@@ -35,9 +36,16 @@ class Predictions:
 
 
 def predict_dataset(
-    trial_folder: Path, dataset_folder: Path, split: str | None = None, *, device: str | None = None
+    trial_folder: Path,
+    dataset_folder: Path,
+    split: str | None = None,
+    *,
+    data_split: str | None = None,
+    device: str | None = None,
 ) -> Predictions:
     """Label a dataset's volumes, or those of one split of it, with the selected weights of a trial.
+
+    `data_split` names the dataset's split that `split` is a part of (default: the trial's own).
 
     Volumes go through the same code, in batches of the same size, as the trial's own evaluation, so that predicting
     its test split on the same kind of device reproduces the recorded test scores exactly.
@@ -49,7 +57,8 @@ def predict_dataset(
     """
     chosen = choose_device(device)
     trained = load_trained(trial_folder)
-    dataset = open_dataset(dataset_folder)
+    named = STORED if split is None else data_split or trained.trial.data_split
+    dataset = open_dataset(dataset_folder, named)
     _check_fits(trained.record, dataset)
     rows = np.arange(len(dataset.labels)) if split is None else dataset.rows(split)
     memory_format = choose_memory_format(trained.trial.train.channels_last, trained.model)

@@ -78,10 +78,50 @@ class SimulateSettings(Settings):
         return self
 
 
+def _axes_order(order: str) -> str:
+    found, _, wanted = order.partition("->")
+    if sorted(found) != ["x", "y", "z"] or sorted(wanted) != ["x", "y", "z"]:
+        raise ValueError(f"it names x, y, z in two orders, as 'xyz->zyx'; found {order!r}")
+    return order
+
+
+class ImportSettings(Settings):
+    """What becomes of the volumes of a source as they are imported; see `studytool.data.conform` for each step.
+
+    `voxel_size_angstrom` is that of the source where its files do not tell, or not the truth. `rescale_to_angstrom` is
+    the dataset's, `box` its side in voxels after that. `transpose` names the source's axes and the order z, y, x wants
+    them in, such as "xyz->zyx". "standard" gives every volume mean 0 and deviation 1, which float16 holds well.
+    `include` and `exclude` name classes; those with fewer than `min_per_class` volumes are left out.
+    """
+
+    voxel_size_angstrom: Annotated[float, Field(gt=0, le=1_000_000_000)] | None = None
+    box: Annotated[int, Field(ge=2, le=1024)] | None = None
+    rescale_to_angstrom: Annotated[float, Field(gt=0, le=1_000_000_000)] | None = None
+    invert: bool = False
+    transpose: Annotated[str, AfterValidator(_axes_order)] | None = None
+    normalize: Literal["none", "standard"] = "standard"
+    dtype: Literal["float16", "float32"] = "float16"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    min_per_class: Annotated[int, Field(ge=1)] = 1
+    volumes_per_shard: Annotated[int, Field(ge=1, le=1_000_000)] = 4096
+
+    @model_validator(mode="after")
+    def _possible(self) -> ImportSettings:
+        both = sorted({*self.include} & {*self.exclude})
+        if both:
+            raise ValueError(f"include and exclude both name {both[0]!r}")
+        return self
+
+
 class DataSettings(Settings):
-    """The dataset: a folder of shards and, where it can be made, how to simulate it."""
+    """The dataset: a folder of shards, which of its splits, and, where it can be made, how to simulate it.
+
+    `split` is "stored", the one that came with the data, or one that `studytool data split` made: NAME, or NAME/FOLD.
+    """
 
     path: Annotated[str, Field(min_length=1)]
+    split: Annotated[str, Field(min_length=1)] = "stored"
     simulate: SimulateSettings | None = None
 
 

@@ -50,6 +50,7 @@ class TrialSpec(Settings):
     source: int | None = None
     seed: int
     data_path: str
+    data_split: str = "stored"
     model: ModelSettings
     input: InputSettings
     train: TrainSettings
@@ -69,8 +70,11 @@ class TrialSpec(Settings):
         return {name: getattr(getattr(self, section), name) for name, section in FACTORS.items()}
 
     def config_hash(self, data_fingerprint: str) -> str:
-        """Equal for two trials exactly when they compute the same thing on the same data."""
-        content = self.model_dump(mode="json", exclude={"study", "arm", "phase", "number", "data_path"})
+        """Equal for two trials exactly when they compute the same thing on the same data, equally split.
+
+        `data_fingerprint` is that of the opened dataset, which tells splits apart by what they are, not by their name.
+        """
+        content = self.model_dump(mode="json", exclude={"study", "arm", "phase", "number", "data_path", "data_split"})
         text = json.dumps([content, data_fingerprint], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -138,6 +142,7 @@ class StudySpec(Settings):
             source=source,
             seed=seed,
             data_path=self.data.path,
+            data_split=self.data.split,
             metric=self.metric,
             **sections,
         )

@@ -64,6 +64,14 @@ def test_the_configuration_hash_tells_what_is_computed_not_what_it_is_called(stu
     assert len({one.config_hash("data"), *others}) == 5
 
 
+def test_a_trial_knows_its_split_and_its_hash_takes_the_fingerprint_for_it(study):
+    """The fingerprint of the opened dataset tells splits apart; another name for the same one changes nothing."""
+    spec, folded = study(), study(GOOD, "data.split=kfold5/0")
+    trials = [one.trial(one.list_arms()[0], {}, phase="search", number=0, seed=1) for one in (spec, folded)]
+    assert [trial.data_split for trial in trials] == ["stored", "kfold5/0"]
+    assert trials[0].config_hash("data") == trials[1].config_hash("data") != trials[1].config_hash("data, split")
+
+
 def test_overrides_replace_values_of_the_file(study):
     spec = study(GOOD, "confirm.seeds=7", "arms.freeze=[stem]", "train.learning_rate=1e-5")
     assert spec.confirm.seeds == 7

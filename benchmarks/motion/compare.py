@@ -37,10 +37,10 @@ from studytool.spec import TrialSpec
 from studytool.training.loop import train_trial
 
 INITS = ("random", "shuffled", "motion")
-LEARNING_RATES = (1e-3, 3e-3, 1e-2)
+LEARNING_RATES = {5: (3e-3, 1e-2, 3e-2), 20: (3e-3, 1e-2), 100: (3e-3, 1e-2)}
 EPOCHS = {5: 20, 20: 12, 100: 4}
 SEEDS = 10
-TUNING_SEEDS = {5: 2, 20: 2, 100: 1}
+TUNING_SEEDS = {5: 2, 20: 1, 100: 1}
 TRAIN_PER_CLASS, VAL_PER_CLASS, TEST_PER_CLASS = 200, 10, 60
 TEMPLATES = "data/macromolecules_10A"
 
@@ -64,7 +64,7 @@ def run_cell(results: Results, source: str, labels: int, inits: list[str]) -> No
     """All trials of one source of densities and one number of labels per class."""
     for seed in range(TUNING_SEEDS[labels]):
         for init in inits:
-            for rate in LEARNING_RATES:
+            for rate in LEARNING_RATES[labels]:
                 results.trial(source, labels, init, rate, seed)
     rates = {init: results.best_rate(source, labels, init) for init in inits}
     for seed in range(SEEDS):
@@ -106,12 +106,12 @@ class Results:
     def best_rate(self, source: str, labels: int, init: str) -> float | None:
         """The rate with the best mean validation accuracy over the tuning seeds; None if they are not there."""
         means = {}
-        for rate in LEARNING_RATES:
+        for rate in LEARNING_RATES[labels]:
             found = self.get(source, labels, init, rate)
             values = [found[seed]["val"][-1] for seed in range(TUNING_SEEDS[labels]) if seed in found]
             if len(values) == TUNING_SEEDS[labels]:
                 means[rate] = np.mean(values)
-        return max(means, key=lambda rate: means[rate]) if len(means) == len(LEARNING_RATES) else None
+        return max(means, key=lambda rate: means[rate]) if len(means) == len(LEARNING_RATES[labels]) else None
 
 
 def _weights(init: str) -> str:

@@ -27,7 +27,7 @@ class Dataset:
 
     `labels` int64 [N] are indices into `manifest.classes`; `splits`, `tomograms` and `particle_ids` are text [N]; `snr`
     float64 [N] and `positions_zyx` float64 [N, 3] (voxels in the tomogram) are NaN where not known. Volumes may be
-    read from several threads at once.
+    read from several threads at once. `fingerprint` is equal for two datasets whose volumes and splits are.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, shards: Sequence[ShardFile]) -> None:
@@ -39,16 +39,29 @@ class Dataset:
         self._decoded = _DecodedGroups(shards, manifest.volume_bytes)
         columns = [shard.columns for shard in shards]
         self.labels = np.concatenate([_label_indices(shard, manifest.classes) for shard in shards])
-        self.splits = np.concatenate([part.split for part in columns])
+        self.splits = self.stored_splits = np.concatenate([part.split for part in columns])
         self.tomograms = np.concatenate([part.tomogram for part in columns])
         self.particle_ids = np.concatenate([part.particle_id for part in columns])
         self.snr = np.concatenate([part.snr for part in columns])
         self.positions_zyx = np.concatenate([part.position_zyx for part in columns])
+        self.fingerprint = manifest.fingerprint
         self._check_counts()
         self._warn_if_slow()
 
     def __len__(self) -> int:
         return len(self._starts)
+
+    def use_splits(self, splits: Array, fingerprint: str) -> None:
+        """Use other splits [N] than the stored ones; `fingerprint` is of the dataset with them."""
+        if splits.shape != self.splits.shape:
+            raise ValueError(f"{len(splits)} splits for {len(self)} volumes")
+        self.splits = splits
+        self.fingerprint = fingerprint
+
+    def place(self, row: int) -> str:
+        """Where a row stands, for a person: "DIR/part-00001.parquet: row 12"."""
+        number = int(np.searchsorted(self._first_rows, row, side="right")) - 1
+        return f"{self._shards[number].path}: row {row - int(self._first_rows[number])}"
 
     def rows(self, split: str) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Row numbers of one split ("train", "val" or "test"), rising.
@@ -60,7 +73,7 @@ class Dataset:
             raise DataError(f"{self.folder}: {unknown_name('split', split, SPLITS)}")
         rows = np.flatnonzero(self.splits == split)
         if not len(rows):
-            held = ", ".join(f"{name or 'no split'}: {count}" for name, count in self.manifest.split_counts().items())
+            held = ", ".join(f"{name or 'no split'}: {count}" for name, count in Counter(self.splits.tolist()).items())
             raise DataError(
                 f"{self.folder}: no volume is in the split {split!r} (found {held}); split the dataset first"
             )

@@ -7,23 +7,35 @@ from pathlib import Path
 import numpy as np
 
 from studytool.data.shards import Dataset
+from studytool.errors import DataError
 from studytool.files import whole_file
+from studytool.seeds import derive_seed
 
 SLICES = ("z", "y", "x")
+MAX_PER_CLASS, MAX_CLASSES = 50, 400
 
 
-def write_montage(dataset: Dataset, path: Path, *, per_class: int = 4) -> None:
-    """Write a PNG with a row per class: of the first `per_class` volumes the middle slice across z, y and x.
+def write_montage(dataset: Dataset, path: Path, *, per_class: int = 4, seed: int = 0) -> None:
+    """Write a PNG with a row per class: of `per_class` volumes, drawn by `seed`, the middle slice across z, y and x.
 
     Each slice is shown in grey from its volume's 1st to its 99th percentile.
+
+    Raises:
+        DataError: there would be more slices than fit into a picture.
     """
     from matplotlib.figure import Figure
 
     classes = dataset.manifest.classes
+    if not (1 <= per_class <= MAX_PER_CLASS and len(classes) <= MAX_CLASSES):
+        raise DataError(
+            f"{path}: {per_class} volumes of each of {len(classes)} classes; a picture takes 1 to {MAX_PER_CLASS} "
+            f"of at most {MAX_CLASSES}"
+        )
     figure = Figure(figsize=(1.1 * 3 * per_class + 1.8, 1.1 * len(classes) + 0.5), layout="constrained")
     axes = figure.subplots(len(classes), 3 * per_class, squeeze=False)
     for label, name in enumerate(classes):
-        rows = np.flatnonzero(dataset.labels == label)[:per_class]
+        rng = np.random.default_rng(derive_seed(seed, "montage", name))
+        rows = np.sort(rng.permutation(np.flatnonzero(dataset.labels == label))[:per_class])
         volumes = np.zeros((len(rows), *dataset.manifest.shape_dhw), dataset.manifest.dtype)
         dataset.gather(rows, volumes)
         for ax in axes[label]:

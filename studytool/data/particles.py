@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 SPLITS = ("train", "val", "test")
+STORED = "stored"
+"""The name of the split that came with the data."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ stands under its name in the cache has been checked.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from studytool.data.manifest import MANIFEST_NAME, Manifest, ShardEntry, read_manifest
 from studytool.errors import DataError
-from studytool.files import whole_file
+from studytool.files import whole_file, write_text
 from studytool.remote import RemoteFolder, is_remote, open_remote
 
 CACHE_GB = 100.0
@@ -27,19 +28,33 @@ _MOST_JSON_BYTES = 256 * 1024 * 1024
 _SPLITS = "splits"
 
 
-def local_copy(address: str) -> Path:
+def local_copy(address: str, *, look_again: bool = False) -> Path:
     """The folder of a dataset on this machine: `address` itself where it is a path, else a checked copy in the cache.
 
-    The cache is `STUDYTOOL_CACHE`, else ~/.cache/studytool; datasets used longest ago make room for new ones.
+    A copy that is there is used without asking the server, so that trials do not depend on it; with `look_again` it is
+    asked whether the dataset at the address is still the same, and has new splits. The cache is `STUDYTOOL_CACHE`, else
+    ~/.cache/studytool; datasets used longest ago make room for new ones.
 
     Raises:
         DataError: the dataset cannot be fetched, is damaged, or is larger than the cache may be.
     """
     if not is_remote(address):
         return Path(address)
-    remote = open_remote(address)
     root = _cache_folder()
     root.mkdir(parents=True, exist_ok=True)
+    pointer = root / f"{hashlib.sha256(address.rstrip('/').encode()).hexdigest()[:32]}.fingerprint"
+    if not look_again and pointer.is_file():
+        folder = root / pointer.read_text(encoding="ascii")
+        if (folder / MANIFEST_NAME).is_file():
+            os.utime(folder)
+            return folder
+    folder = _fetched(open_remote(address), root)
+    write_text(pointer, folder.name)
+    return folder
+
+
+def _fetched(remote: RemoteFolder, root: Path) -> Path:
+    """The folder in the cache, after what it lacked has been fetched."""
     manifest = _manifest(remote, root)
     folder = root / manifest.fingerprint
     with _locked(root / f"{manifest.fingerprint}.lock"):

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import mmap
 import re
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from studytool.data.manifest import FORMAT_VERSION, Manifest
+from studytool.data.manifest import FORMAT_VERSION, Manifest, ShardEntry
 from studytool.data.pageheader import PageHeader, read_page_header
 from studytool.data.particles import SPLITS, Particle
 from studytool.errors import DataError
@@ -28,7 +31,8 @@ from studytool.files import whole_file
 TEXT_COLUMNS = ("label", "tomogram", "split", "particle_id")
 NUMBER_COLUMNS = ("snr", "position_z", "position_y", "position_x")
 ROWS_PER_GROUP = 256
-_MAX_GROUP_BYTES = 256 * 1024 * 1024  # a group of large volumes has fewer rows, so that writing stays in bounded memory
+_DIGEST_BYTES = 1024 * 1024
+_MAX_GROUP_BYTES = 64 * 1024 * 1024  # a group of large volumes has fewer rows, so that writing stays in bounded memory
 _MAX_READ_GROUP_BYTES = 1024 * 1024 * 1024
 _MAX_HEADER_BYTES = 16 * 1024 * 1024  # may hold the smallest and the largest value
 _MAX_PAGE_BYTES = 2**31 - 1
@@ -97,26 +101,25 @@ class ShardFile:
         return data[start : start + len(fixed) * width].reshape(len(fixed), width)
 
 
-def write_shard(path: Path, particles: Iterable[Sequence[Particle]], *, dtype: str, voxel_size_angstrom: float) -> int:
-    """Write groups of particles, one row group each, as the shard `path`, whole or not at all; returns its rows.
+def write_shard(
+    path: Path, particles: Iterable[Sequence[Particle]], *, dtype: str, voxel_size_angstrom: float
+) -> ShardEntry:
+    """Write groups of particles, one row group each, as the shard `path`, whole or not at all; returns its entry.
 
-    All volumes have to be of one shape. Values are rounded to `dtype` ("float16" or "float32").
+    All volumes have to be of one shape. Values are rounded to `dtype` ("float16" or "float32"). A thread rounds,
+    writes and digests a group while the next one is being made.
     """
-    writer = None
-    rows = 0
     with whole_file(path) as temporary:
-        try:
+        writer = _GroupWriter(temporary, dtype, voxel_size_angstrom)
+        with closing(writer), ThreadPoolExecutor(max_workers=1) as background:
+            written: Future[None] | None = None
             for group in particles:
-                stored = np.stack([particle.volume_DHW for particle in group]).astype(dtype)
-                if writer is None:
-                    writer = pq.ParquetWriter(temporary, _schema(stored[0].nbytes), **_WRITE_OPTIONS)
-                    writer.add_key_value_metadata(_stated(stored.shape[1:], dtype, voxel_size_angstrom))
-                writer.write_table(_table(group, stored, writer.schema), row_group_size=len(group))
-                rows += len(group)
-        finally:
-            if writer is not None:
-                writer.close()
-    return rows
+                if written is not None:
+                    written.result()
+                written = background.submit(writer.write, group)
+            if written is not None:
+                written.result()
+        return ShardEntry(path.name, writer.rows, temporary.stat().st_size, writer.digest.hexdigest())
 
 
 def rows_per_group(volume_bytes: int) -> int:
@@ -160,6 +163,40 @@ _WRITE_OPTIONS: dict[str, Any] = {
     "max_rows_per_page": _MAX_PAGE_BYTES,
     "store_schema": False,  # no Arrow schema beside Parquet's own: the columns need none
 }
+
+
+class _GroupWriter:
+    """Writes row groups, and digests the file as it grows: what is written of a Parquet file never changes."""
+
+    def __init__(self, path: Path, dtype: str, voxel_size_angstrom: float) -> None:
+        self.path = path
+        self.dtype = dtype
+        self.voxel_size_angstrom = voxel_size_angstrom
+        self.rows = 0
+        self.digest = hashlib.sha256()
+        self._writer: Any = None
+        self._written = path.open("rb")
+
+    def write(self, group: Sequence[Particle]) -> None:
+        stored = np.empty((len(group), *group[0].volume_DHW.shape), dtype=self.dtype)
+        for place, particle in zip(stored, group, strict=True):
+            place[...] = particle.volume_DHW
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self.path, _schema(stored[0].nbytes), **_WRITE_OPTIONS)
+            self._writer.add_key_value_metadata(_stated(stored.shape[1:], self.dtype, self.voxel_size_angstrom))
+        self._writer.write_table(_table(group, stored, self._writer.schema), row_group_size=len(group))
+        self.rows += len(group)
+        self._digest_written()
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        self._digest_written()
+        self._written.close()
+
+    def _digest_written(self) -> None:
+        while content := self._written.read(_DIGEST_BYTES):
+            self.digest.update(content)
 
 
 def _schema(width: int) -> Any:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
-import shutil
-import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -17,12 +16,27 @@ import pyarrow.parquet as pq
 
 from studytool.data.dataset import Dataset
 from studytool.data.manifest import Manifest, ShardEntry, fingerprint_of, read_manifest, write_manifest
-from studytool.data.particles import SPLITS, Particle
-from studytool.data.shardfile import READ_ERRORS, open_shard, rows_per_group, write_shard
+from studytool.data.partial import empty_folder, whole_folder
+from studytool.data.particles import SPLITS, STORED, Particle
+from studytool.data.scan import scan
+from studytool.data.shardfile import READ_ERRORS, TEXT_COLUMNS, open_shard, rows_per_group, write_shard
+from studytool.data.splits import read_split
 from studytool.errors import DataError, unknown_name
-from studytool.files import sha256_of
+from studytool.files import sha256_of, write_json
 
-__all__ = ["Dataset", "Manifest", "ShardEntry", "open_dataset", "read_manifest", "verify_dataset", "write_dataset"]
+__all__ = [
+    "Continuable",
+    "Dataset",
+    "Manifest",
+    "ShardEntry",
+    "continue_dataset",
+    "open_dataset",
+    "read_manifest",
+    "verify_dataset",
+    "write_dataset",
+]
+
+_JOURNAL = "journal.json"
 
 Item = TypeVar("Item")
 
@@ -44,28 +58,57 @@ def write_dataset(
             than the first, values that are not finite or too large for `dtype`, an id that occurs twice, a tomogram in
             two splits.
     """
-    census = _Census(dtype)
-    entries: list[ShardEntry] = []
-    with _whole_folder(folder) as temporary:
-        admitted = map(census.admit, particles)
-        while (first := next(admitted, None)) is not None:
-            path = temporary / f"part-{len(entries):05d}.parquet"
-            group_rows = rows_per_group(first.volume_DHW.size * np.dtype(dtype).itemsize)
-            in_shard = itertools.chain([first], itertools.islice(admitted, volumes_per_shard - 1))
-            rows = write_shard(
-                path, _batched(in_shard, group_rows), dtype=dtype, voxel_size_angstrom=first.voxel_size_angstrom
-            )
-            entries.append(ShardEntry(path.name, rows, path.stat().st_size, sha256_of(path)))
-        manifest = census.manifest(entries, provenance, folder)
+    with whole_folder(folder) as temporary:
+        writer = _Writer(temporary, dtype, volumes_per_shard)
+        writer.write(particles)
+        manifest = writer.manifest(provenance, folder)
         write_manifest(temporary, manifest)
     return manifest
 
 
-def open_dataset(folder: Path) -> Dataset:
-    """Open the dataset in `folder`: maps its shards and reads the columns beside the volumes.
+@dataclass(frozen=True)
+class Continuable:
+    """Particles whose writing may be interrupted and go on in another process.
+
+    `key` says what they are made of: only what was written under the same key is continued. `particles_from(n)` gives
+    the particles from number n on. `tally` are JSON values that the caller updates as it yields particles; they are
+    stored with each shard, put back in place when its work is continued, and end up in the manifest's provenance.
+    """
+
+    key: str
+    particles_from: Callable[[int], Iterable[Particle]]
+    tally: dict[str, Any]
+
+
+def continue_dataset(
+    source: Continuable, folder: Path, *, dtype: str, provenance: Mapping[str, Any], volumes_per_shard: int
+) -> Manifest:
+    """Write a dataset as `write_dataset` does, or go on where an interrupted call with the same key stopped.
+
+    An interruption leaves finished shards and a journal of them in the hidden folder `.NAME.partial` beside `folder`.
 
     Raises:
-        DataError: the manifest or a shard is missing, damaged or contradicts the other (see `open_shard`).
+        DataError: as `write_dataset`; what was written is then removed.
+    """
+    with whole_folder(folder, journal=_JOURNAL) as temporary:
+        writer = _Writer(temporary, dtype, volumes_per_shard)
+        if not writer.take_up(source):
+            empty_folder(temporary)
+        writer.write(source.particles_from(writer.rows), source)
+        manifest = writer.manifest({**provenance, **source.tally}, folder)
+        write_manifest(temporary, manifest)
+        (temporary / _JOURNAL).unlink()
+    return manifest
+
+
+def open_dataset(folder: Path, split: str = STORED) -> Dataset:
+    """Open the dataset in `folder`: maps its shards and reads the columns beside the volumes.
+
+    `split` names the split its `splits` are: "stored", the one that came with it, or one of `studytool.data.splits`.
+
+    Raises:
+        DataError: the manifest or a shard is missing, damaged or contradicts the other (see `open_shard`), or there is
+            no such split.
     """
     manifest = read_manifest(folder)
     shards = []
@@ -76,22 +119,85 @@ def open_dataset(folder: Path) -> Dataset:
         if path.stat().st_size != entry.bytes:
             raise DataError(f"{path}: has {path.stat().st_size} bytes, the manifest says {entry.bytes}; fetch it again")
         shards.append(open_shard(path, entry.rows, manifest))
-    return Dataset(folder, manifest, shards)
+    dataset = Dataset(folder, manifest, shards)
+    if split != STORED:
+        dataset.use_splits(*read_split(folder, manifest, split))
+    return dataset
 
 
 def verify_dataset(folder: Path) -> Manifest:
-    """Read every byte of the dataset and hold it against its checksums.
+    """Read every byte of the dataset and hold it against its checksums, its counts and what a volume may hold.
 
     Raises:
-        DataError: names the first damaged file and, where it can be told, the row group and its rows.
+        DataError: names the first damaged file and, where it can be told, the row group and its rows, or the row of a
+            volume with voxels that are not finite.
     """
     manifest = read_manifest(folder)
     for entry in manifest.shards:
         path = folder / entry.name
         if path.is_file() and path.stat().st_size == entry.bytes and sha256_of(path) != entry.sha256:
             raise DataError(f"{path}: {_find_damage(path)}; fetch it or make it again")
-    open_dataset(folder)
+    dataset = open_dataset(folder)
+    for rows, volumes in scan(dataset):
+        finite = np.isfinite(volumes).reshape(len(rows), -1).all(axis=1)
+        if not finite.all():
+            bad = int(finite.argmin())
+            raise DataError(
+                f"{dataset.place(int(rows[bad]))}: {np.count_nonzero(~np.isfinite(volumes[bad]))} voxels of its volume "
+                "are NaN or infinite; make the dataset again without it"
+            )
     return manifest
+
+
+class _Writer:
+    """Writes shards one after the other, and keeps a journal of them for what can be continued."""
+
+    def __init__(self, folder: Path, dtype: str, volumes_per_shard: int) -> None:
+        self.folder = folder
+        self.census = _Census(dtype)
+        self.volumes_per_shard = volumes_per_shard
+        self.entries: list[ShardEntry] = []
+
+    @property
+    def rows(self) -> int:
+        return sum(entry.rows for entry in self.entries)
+
+    def write(self, particles: Iterable[Particle], source: Continuable | None = None) -> None:
+        dtype = self.census.dtype
+        admitted = map(self.census.admit, particles)
+        while (first := next(admitted, None)) is not None:
+            path = self.folder / f"part-{len(self.entries):05d}.parquet"
+            group_rows = rows_per_group(first.volume_DHW.size * np.dtype(dtype).itemsize)
+            in_shard = itertools.chain([first], itertools.islice(admitted, self.volumes_per_shard - 1))
+            groups = _batched(in_shard, group_rows)
+            self.entries.append(write_shard(path, groups, dtype=dtype, voxel_size_angstrom=first.voxel_size_angstrom))
+            if source is not None:
+                shards = [asdict(entry) for entry in self.entries]
+                write_json(self.folder / _JOURNAL, {"key": source.key, "tally": source.tally, "shards": shards})
+
+    def take_up(self, source: Continuable) -> bool:
+        """Take the finished shards of a writer before for one's own, if they are whole and of the same key."""
+        try:
+            journal = json.loads((self.folder / _JOURNAL).read_text(encoding="utf-8"))
+            if journal["key"] != source.key:
+                return False
+            entries = [ShardEntry(**entry) for entry in journal["shards"]]
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return False
+        shards = [self.folder / entry.name for entry in entries]
+        if not all(p.is_file() and sha256_of(p) == e.sha256 for p, e in zip(shards, entries, strict=True)):
+            return False
+        for particle in itertools.chain.from_iterable(map(_without_volumes, shards)):
+            self.census.admit(particle)
+        self.entries = entries
+        source.tally.update(journal["tally"])
+        for path in self.folder.glob("part-*.parquet"):
+            if path not in shards:
+                path.unlink()
+        return True
+
+    def manifest(self, provenance: Mapping[str, Any], folder: Path) -> Manifest:
+        return self.census.manifest(self.entries, provenance, folder)
 
 
 class _Census:
@@ -163,6 +269,17 @@ class _Census:
         )
 
 
+def _without_volumes(path: Path) -> Iterator[Particle]:
+    """The particles of a shard of one's own as the census wants to know them: their voxels are all zero."""
+    table = pq.read_table(path, columns=list(TEXT_COLUMNS), use_threads=False)
+    stated = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
+    shape_dhw = tuple(map(int, stated["studytool.shape_dhw"].split(",")))
+    zeros = np.broadcast_to(np.float32(0), shape_dhw)
+    voxel_size_angstrom = float(stated["studytool.voxel_size_angstrom"])
+    for row in table.to_pylist():
+        yield Particle(**row, volume_DHW=zeros, voxel_size_angstrom=voxel_size_angstrom)
+
+
 def _find_damage(path: Path) -> str:
     """Say which row group of a file with a wrong checksum is damaged, by the checksums of its pages."""
     first_row = 0
@@ -178,24 +295,6 @@ def _find_damage(path: Path) -> str:
     except READ_ERRORS:
         return "its checksum differs from the manifest's and its footer is damaged"
     return "its checksum differs from the manifest's, though its pages are whole; it was changed after the manifest"
-
-
-@contextmanager
-def _whole_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `folder`; on success it is renamed to `folder`, on error removed."""
-    taken = DataError(f"{folder}: exists already; choose another folder or remove it")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise taken
-    temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        try:
-            temporary.rename(folder)
-        except OSError as error:
-            raise taken from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

@@ -6,14 +6,7 @@ deviation 1, and the noise is scaled to each particle's own signal.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -30,6 +23,7 @@ from studytool.data.particles import SPLITS, Particle
 from studytool.data.phantoms import PHANTOMS, phantom
 from studytool.data.shards import write_dataset
 from studytool.data.templates import load_templates
+from studytool.data.workers import results_in_order, usable_cores
 from studytool.errors import DataError, unknown_name
 from studytool.seeds import derive_seed
 from studytool.settings import SimulateSettings
@@ -77,7 +71,7 @@ def simulate_dataset(
     scene = Scene(settings, select_densities(settings))
     total = len(scene.densities) * settings.volumes_per_class
     if workers is None:
-        workers = _cores() if total >= _WORTH_PROCESSES else 1
+        workers = usable_cores() if total >= _WORTH_PROCESSES else 1
     provenance = {
         "kind": "simulation",
         "settings": settings.model_dump(mode="json"),
@@ -89,7 +83,8 @@ def simulate_dataset(
     }
 
     def particles() -> Iterator[Particle]:
-        for done, particle in enumerate(_simulated(scene, total, workers), start=1):
+        simulated = results_in_order(scene.particle, range(total), workers=workers, chunk=_CHUNK)
+        for done, particle in enumerate(simulated, start=1):
             yield particle
             if on_progress is not None and (done % _CHUNK == 0 or done == total):
                 on_progress(done, total)
@@ -244,63 +239,3 @@ def _check_fits(density: Density, settings: SimulateSettings) -> None:
             f"simulate.side: {density.name!r} is about {2 * density.radius_angstrom:.0f} Å across and does not fit "
             f"a box of {side} voxels of {voxel:g} Å; take a larger side or larger voxels"
         )
-
-
-def _cores() -> int:
-    """Cores this process may use, where the system tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-# Each process simulates its own chunks; the scene travels to it once.
-_scene: Scene | None = None
-
-
-def _simulated(scene: Scene, total: int, workers: int) -> Iterator[Particle]:
-    """All particles in order, by `workers` processes (in this one if 1), a bounded number of chunks ahead."""
-    if workers <= 1:
-        yield from map(scene.particle, range(total))
-        return
-    chunks = iter([range(start, min(start + _CHUNK, total)) for start in range(0, total, _CHUNK)])
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(scene,))
-    pending: deque[Future[list[Particle]]] = deque()
-    try:
-        for _ in range(2 * workers):
-            _submit_next(pool, pending, chunks)
-        while pending:
-            particles = pending.popleft().result()
-            _submit_next(pool, pending, chunks)
-            yield from particles
-    except BrokenProcessPool as error:
-        raise DataError(
-            "a simulating process ended without a word; is there enough memory? use fewer workers"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _submit_next(pool: ProcessPoolExecutor, pending: deque[Future[list[Particle]]], chunks: Iterator[range]) -> None:
-    chunk = next(chunks, None)
-    if chunk is not None:
-        pending.append(pool.submit(_simulate_chunk, chunk))
-
-
-def _begin(scene: Scene) -> None:
-    """Prepare a simulating process: Ctrl-C is the parent's affair, and without the parent there is nothing to do."""
-    global _scene
-    _scene = scene
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _simulate_chunk(numbers: range) -> list[Particle]:
-    if _scene is None:
-        raise RuntimeError("the process was started without a scene")
-    return [_scene.particle(number) for number in numbers]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,8 @@ class ModelCard:
 
     `parameters` counts all but the head, `parts` the same by stage, in order. `gflops` counts the multiplications and
     the additions of one forward pass, in units of 10^9. `activations_mib` is what a training step of one volume keeps
-    for the backward pass, parameters left out. `features` is the length of the feature vector.
+    for the backward pass, parameters left out: with nothing frozen ("none"), with everything up to a stage frozen, and
+    with only the head trained ("backbone"). `features` is the length of the feature vector.
     """
 
     name: str
@@ -36,7 +37,7 @@ class ModelCard:
     parts: dict[str, int]
     features: int
     gflops: float
-    activations_mib: float
+    activations_mib: dict[str, float]
     native_clip_thw: tuple[int, int, int] | None
     stages: tuple[str, ...]
     initializations: tuple[str, ...]
@@ -69,7 +70,9 @@ def measure(name: str) -> dict[str, Any]:
         "parts": parts,
         "features": model.num_features,
         "gflops": round(_forward_flops(model) / 1e9, 3),
-        "activations_mib": round(_kept_bytes(model) / 2**20, 1),
+        "activations_mib": {
+            rule: round(_kept_bytes(model, rule) / 2**20, 2) for rule in ("none", *model.stages, "backbone")
+        },
     }
 
 
@@ -100,9 +103,13 @@ def _forward_flops(model: StagedModel) -> int:
     return int(counter.get_total_flops())
 
 
-def _kept_bytes(model: StagedModel) -> int:
+def _kept_bytes(model: StagedModel, rule: str) -> int:
     import torch
 
+    from studytool.models.freeze import freeze
+
+    model.freezing = replace(model.freezing, rule=rule)
+    freeze(model)
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 

@@ -56,8 +56,10 @@ def model_text(name: str) -> str:
     if card is not None:
         lines += _measured(card)
     lines.append(f"init: {', '.join(backbone.initializations)}, checkpoint:PATH")
-    lines += ["freeze:", *(f"  {rule:<12} {meaning}" for rule, meaning in FREEZE_RULES.items())]
-    lines += [f"  {stage:<12} everything up to and with {stage} is frozen" for stage in backbone.stages]
+    rules = {**FREEZE_RULES, **{stage: f"everything up to and with {stage} is frozen" for stage in backbone.stages}}
+    kept = {} if card is None else {rule: f"  ({mib:g} MiB)" for rule, mib in card.activations_mib.items()}
+    lines.append("freeze (in brackets what a training step of one 32^3 volume keeps for the backward pass):")
+    lines += [f"  {rule:<12} {meaning}{kept.get(rule, '')}" for rule, meaning in rules.items()]
     return "\n".join(lines)
 
 

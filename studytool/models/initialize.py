@@ -17,7 +17,14 @@ from studytool import registry
 from studytool.errors import WeightsError
 from studytool.models.backbones import CHECKPOINT, Backbone
 from studytool.models.inflate import inflated
-from studytool.models.weights import FileCheck, check_file, missing_weights, weights_file, weights_path
+from studytool.models.weights import (
+    FileCheck,
+    check_file,
+    fetch_checkpoint,
+    missing_weights,
+    weights_file,
+    weights_path,
+)
 from studytool.seeds import derive_seed
 
 LEAST_SHARE = 0.95
@@ -179,6 +186,7 @@ def _is_trial(source: _Source) -> bool:
 
 
 def _present(backbone: Backbone, init: str) -> Path:
+    fetch_checkpoint(init)
     path = weights_path(backbone.name, init)
     message = missing_weights(backbone.name, init)
     if path is None or message:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import urllib.error
 import urllib.request
@@ -14,6 +15,7 @@ from typing import BinaryIO
 from studytool.errors import WeightsError
 from studytool.files import sha256_of, write_text
 from studytool.models.backbones import BACKBONES, CHECKPOINT, WeightsFile, find_backbone
+from studytool.remote import is_remote, open_remote
 
 _CHUNK_BYTES = 1 << 20
 _TIMEOUT_SECONDS = 60
@@ -63,10 +65,27 @@ def weights_file(backbone: str, init: str) -> WeightsFile | None:
 def weights_path(backbone: str, init: str) -> Path | None:
     """Where the file of an initialization is, or has to be put; None where it needs none."""
     if init.startswith(CHECKPOINT):
-        path = Path(init.removeprefix(CHECKPOINT)).expanduser()
+        address = init.removeprefix(CHECKPOINT)
+        if is_remote(address):
+            mark = hashlib.sha256(address.encode()).hexdigest()[:16]
+            return weights_folder() / f"{mark}-{address.rsplit('/', 1)[-1]}"
+        path = Path(address).expanduser()
         return path / "best.safetensors" if path.is_dir() else path
     file = weights_file(backbone, init)
     return _place(file) if file else None
+
+
+def fetch_checkpoint(init: str) -> None:
+    """Copy `checkpoint:s3://…` (or another address) into the cache unless it is there; nothing to do for the others.
+
+    Raises:
+        DataError: there is no such file, or its server does not answer.
+    """
+    address = init.removeprefix(CHECKPOINT)
+    path = weights_path("", init) if init.startswith(CHECKPOINT) and is_remote(address) else None
+    if path is not None and not path.is_file():
+        folder, name = address.rsplit("/", 1)
+        open_remote(folder).fetch(name, path)
 
 
 def missing_weights(backbone: str, init: str) -> str | None:

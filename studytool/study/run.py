@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
-from studytool.data.shards import Manifest, read_manifest
+from studytool.data.leakage import check_leakage
+from studytool.data.remote_copy import local_copy
+from studytool.data.shards import Manifest, open_dataset, read_manifest
 from studytool.errors import DataError, WeightsError
 from studytool.files import write_text
-from studytool.models.weights import missing_weights
+from studytool.models.weights import fetch_checkpoint, missing_weights
+from studytool.remote import is_remote
 from studytool.report.compare import ArmSummary, summarize_arms
 from studytool.report.table import plain_text, table_notes, table_text
 from studytool.results import EpochResult, Outcome, TrialRecord
 from studytool.settings import DataSettings, SimulateSettings
 from studytool.spec import Arm, StudySpec, TrialSpec
+from studytool.study.counting import progress_of
 from studytool.study.director import Director, Observer
 from studytool.study.environment import describe_environment
 from studytool.study.ledger import Ledger
@@ -43,15 +48,18 @@ def run_study(spec: StudySpec, yaml_text: str, console: Console, *, verbose: boo
         StudytoolError: one line that says what has to be mended.
     """
     _check_weights(spec)
-    manifest = ensure_dataset(spec.data, console)
+    ensure_dataset(spec.data, console)
+    folder = local_copy(spec.data.path, look_again=True)
+    dataset = open_dataset(folder, spec.data.split)
+    notes = check_leakage(dataset).notes
     with (
-        closing(Ledger(spec, manifest.fingerprint)) as ledger,
+        closing(Ledger(spec, dataset.fingerprint)) as ledger,
         Tracker(spec.tracking.uri, spec, uid=ledger.uid) as tracker,
     ):
-        tracker.open_study(yaml_text, describe_environment(sys.argv), Path(spec.data.path) / "manifest.json")
+        tracker.open_study(yaml_text, describe_environment(sys.argv), folder / "manifest.json")
         tracker.catch_up(ledger.records)
-        ended_by = _run_trials(spec, ledger, tracker, manifest, console, verbose=verbose)
-        return _close(spec, ledger, tracker, ended_by, console)
+        ended_by = _run_trials(spec, ledger, tracker, dataset.fingerprint, console, verbose=verbose)
+        return _close(spec, ledger, tracker, ended_by, console, notes)
 
 
 def ensure_dataset(settings: DataSettings, console: Console) -> Manifest:
@@ -60,8 +68,8 @@ def ensure_dataset(settings: DataSettings, console: Console) -> Manifest:
     Raises:
         DataError: no usable dataset is there, or it was simulated in another way than the study file says.
     """
-    folder = Path(settings.path)
-    if settings.simulate is not None:
+    folder = local_copy(settings.path)
+    if settings.simulate is not None and not is_remote(settings.path):
         if not folder.exists():
             _simulate(settings.simulate, folder, console)
         _check_simulated_as_said(settings.simulate, folder)
@@ -69,19 +77,11 @@ def ensure_dataset(settings: DataSettings, console: Console) -> Manifest:
 
 
 def _simulate(settings: SimulateSettings, folder: Path, console: Console) -> None:
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
     from studytool.data.simulate import simulate_dataset
 
-    if not console.is_terminal:
-        say(console, f"simulating {folder}")
-    columns = (TextColumn("simulating {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(str(folder), total=None)
-        simulate_dataset(
-            settings, folder, on_progress=lambda done, total: bar.update(task, completed=done, total=total)
-        )
+    say(console, f"simulating {folder}")
+    with progress_of(console, f"simulating {folder}") as on_progress:
+        simulate_dataset(settings, folder, on_progress=on_progress)
 
 
 def _check_simulated_as_said(settings: SimulateSettings, folder: Path) -> None:
@@ -106,18 +106,19 @@ def _check_weights(spec: StudySpec) -> None:
         for trial in [spec.trial(arm, {}, phase="search", number=0, seed=spec.seed)]
     }
     for backbone, init in sorted(choices):
+        fetch_checkpoint(init)
         message = missing_weights(backbone, init)
         if message:
             raise WeightsError(message)
 
 
 def _run_trials(
-    spec: StudySpec, ledger: Ledger, tracker: Tracker, manifest: Manifest, console: Console, *, verbose: bool
+    spec: StudySpec, ledger: Ledger, tracker: Tracker, fingerprint: str, console: Console, *, verbose: bool
 ) -> str | None:
     from studytool.study.tuning import plan_slots, ray_session, run_trials
 
     observers: list[Observer] = [_TellTracker(tracker), _Housekeeping(spec, ledger), _TrialLogs(ledger)]
-    director = Director(spec, ledger, manifest.fingerprint, observers)
+    director = Director(spec, ledger, fingerprint, observers)
     if director.finished:
         director.announce_decided()
         return None
@@ -137,10 +138,17 @@ def _run_trials(
     return ended_by or (None if director.finished else "SIGINT")
 
 
-def _close(spec: StudySpec, ledger: Ledger, tracker: Tracker, ended_by: str | None, console: Console) -> StudyEnd:
-    """Write the comparison down, here and in MLflow, and say where to look next."""
+def _close(
+    spec: StudySpec,
+    ledger: Ledger,
+    tracker: Tracker,
+    ended_by: str | None,
+    console: Console,
+    data_notes: Sequence[str],
+) -> StudyEnd:
+    """Write the comparison down, here and in MLflow, with what has to be known of the data; say where to look next."""
     summaries = summarize_arms(spec, ledger.records)
-    text = plain_text(summaries, spec)
+    text = plain_text(summaries, spec) + "".join(f"{note}\n" for note in data_notes)
     write_text(spec.folder / "table.txt", text)
     if any(s.confirmed for s in summaries):
         from studytool.report.plots import accuracy_against_cost, learning_curves
@@ -158,7 +166,7 @@ def _close(spec: StudySpec, ledger: Ledger, tracker: Tracker, ended_by: str | No
     console.print()
     if console.is_terminal:
         console.print(table_text(summaries, spec))
-        for note in table_notes(summaries, spec):
+        for note in (*table_notes(summaries, spec), *data_notes):
             say(console, note)
     else:
         say(console, text)

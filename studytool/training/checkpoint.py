@@ -135,7 +135,7 @@ def _check_same_trial(path: Path, content: dict[str, Any], trial: TrialSpec, dat
     ask = "choose another folder, or remove this one to train the trial from the start"
     if content["data_fingerprint"] != data_fingerprint:
         raise WeightsError(
-            f"{path}: made with another dataset (fingerprint {content['data_fingerprint'][:12]}, "
+            f"{path}: made with another dataset or split (fingerprint {content['data_fingerprint'][:12]}, "
             f"{trial.data_path} now has {data_fingerprint[:12]}); {ask}"
         )
     before, now = (_flat(json.loads(text)) for text in (content["trial"], trial.model_dump_json()))
@@ -148,7 +148,7 @@ def _check_same_trial(path: Path, content: dict[str, Any], trial: TrialSpec, dat
         raise WeightsError(f"{path}: made with a configuration of another version of studytool; {ask}")
 
 
-_MAY_CHANGE = {"study", "arm", "number", "source", "data_path"}
+_MAY_CHANGE = {"study", "arm", "number", "source", "data_path", "data_split"}
 """What says which trial it is but not what it computes; with the phase, what `TrialSpec.config_hash` leaves out."""
 
 

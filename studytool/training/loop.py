@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from studytool import registry
 from studytool.data.labels import training_rows
+from studytool.data.remote_copy import local_copy
 from studytool.data.shards import Dataset, open_dataset
 from studytool.errors import TrainingError, WeightsError
 from studytool.models.backbones import find_backbone
@@ -74,11 +75,11 @@ def train_trial(
     run: _Run | None = None
     try:
         with meter.phase("data"):
-            dataset = open_dataset(Path(trial.data_path))
+            dataset = open_dataset(local_copy(trial.data_path), trial.data_split)
             check_data(trial, dataset)
             check_compiler(trial, chosen)
         with meter.phase("checkpoint"):
-            state = load_last(folder, trial, dataset.manifest.fingerprint)
+            state = load_last(folder, trial, dataset.fingerprint)
         if state is not None and state.finished:
             yield from state.epochs
             return
@@ -180,7 +181,7 @@ class _Run:
         )
         with self.meter.phase("checkpoint"):
             state = TrialState(tuple(self.epochs), False, dict(self.model.state_dict()), self.updater.state_dict())
-            save_last(self.folder, state, self.trial, self.dataset.manifest.fingerprint)
+            save_last(self.folder, state, self.trial, self.dataset.fingerprint)
             if self._selected() is self.epochs[-1]:
                 trained.save_best(self.folder, self.updater.result, self._best_record())
 
@@ -258,7 +259,7 @@ class _Run:
         finished = TrialState((*self.epochs[:-1], last), True, {}, {})
         # Twice, so that the generation before it, too, holds the results and no longer the optimizer's large state.
         for _generation in range(2):
-            save_last(self.folder, finished, self.trial, self.dataset.manifest.fingerprint)
+            save_last(self.folder, finished, self.trial, self.dataset.fingerprint)
         return last
 
     def _selected(self) -> EpochResult:
@@ -274,7 +275,7 @@ class _Run:
             classes=manifest.classes,
             volume_shape_dhw=manifest.shape_dhw,
             voxel_size_angstrom=manifest.voxel_size_angstrom,
-            data_fingerprint=manifest.fingerprint,
+            data_fingerprint=self.dataset.fingerprint,
             precision=self.precision,
             result=self._selected(),
         )

@@ -9,6 +9,7 @@ import shutil
 import torch
 
 from studytool.data.labels import training_rows
+from studytool.data.leakage import check_leakage
 from studytool.data.shards import Dataset
 from studytool.errors import DataError, TrainingError
 from studytool.models.adapt import StagedModel
@@ -22,7 +23,7 @@ def check_data(trial: TrialSpec, dataset: Dataset) -> None:
 
     Raises:
         DataError: a split, a class or labels are missing, or a filter or augmentation is not for volumes like these;
-            the message says which.
+            the message says which; or two splits share something (see `check_leakage`).
     """
     classes = dataset.manifest.classes
     if len(classes) < 2:
@@ -45,6 +46,7 @@ def check_data(trial: TrialSpec, dataset: Dataset) -> None:
             f"{classes[occurring['val'].pop()]}; split the data anew, or choose another metric"
         )
     training_rows(dataset, trial.input, trial.seed)
+    check_leakage(dataset)
     _check_volumes(trial, dataset)
 
 

@@ -55,9 +55,20 @@ def test_a_dataset_at_an_address_is_copied_once(tmp_path, cache):
     assert (copy / "splits" / "a.json").read_text() == "{}"
     times = {path.name: path.stat().st_mtime_ns for path in copy.glob("*.parquet")}
     (here / "splits" / "b.json").write_text("{}")
-    assert local_copy(f"file://{here}") == copy
+    assert local_copy(f"file://{here}", look_again=True) == copy
     assert {path.name: path.stat().st_mtime_ns for path in copy.glob("*.parquet")} == times
     assert (copy / "splits" / "b.json").exists(), "splits made since are fetched"
+
+
+def test_a_copy_that_is_there_needs_no_server(tmp_path, cache):
+    here = write(tmp_path / "data")
+    copy = local_copy(f"file://{here}")
+    shutil.rmtree(here)
+    assert local_copy(f"file://{here}/") == copy
+    with pytest.raises(DataError, match="there is no such file"):
+        local_copy(f"file://{here}", look_again=True)
+    write(here, seed=1)
+    assert local_copy(f"file://{here}", look_again=True) != copy
 
 
 def test_a_damaged_shard_is_refused_and_not_kept(tmp_path, cache):
@@ -140,7 +151,7 @@ def test_several_processes_share_one_copy_from_a_real_s3_server(tmp_path, cache,
         ]
         answers = {process.communicate(timeout=100)[0].decode().strip() for process in processes}
         [copy] = answers
-        assert np.array_equal(volumes(local_copy("s3://bucket/folder/data")), volumes(here))
+        assert np.array_equal(volumes(local_copy("s3://bucket/folder/data", look_again=True)), volumes(here))
         log = (tmp_path / "server.log").read_text()
         assert log.count("GET /bucket/folder/data/part-00003.parquet") == 1, "fetched once, by one of them"
         shutil.rmtree(copy)

@@ -285,6 +285,23 @@ def test_verify_names_a_file_that_was_exchanged(copied):
         verify_dataset(copied)
 
 
+def test_verify_names_the_row_of_a_volume_that_is_not_finite(copied):
+    """A dataset whose checksums are right, but which was not made by this program's own hand."""
+
+    def change(table):
+        stored = table.column("volume").to_pylist()
+        if len(stored) == 200:
+            stored[150] = b"\x00\x7e" + stored[150][2:]  # the first voxel: not a number
+        return table.set_column(0, "volume", pa.array(stored, pa.binary(432)))
+
+    rewrite(copied, change)
+    with (
+        pytest.warns(UserWarning, match="decoded"),
+        pytest.raises(DataError, match=r"part-00001.parquet: row 150: 1 voxels of its volume are NaN or infinite"),
+    ):
+        verify_dataset(copied)
+
+
 def test_missing_and_cut_off_shards(copied):
     path = copied / "part-00001.parquet"
     content = path.read_bytes()

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from studytool.errors import WeightsError
+from studytool.errors import DataError, WeightsError
 from studytool.models import backbones
 from studytool.models.backbones import BACKBONES, Backbone, WeightsFile
 from studytool.models.weights import (
     check_file,
+    fetch_checkpoint,
     fetch_weights,
     list_weights,
     missing_weights,
@@ -110,6 +111,22 @@ def test_missing_files_are_named_with_what_to_do(folder: Path) -> None:
     assert "download resnet-34-kinetics.pth from https://github.com/kenshohara" in by_hand
     (folder / "resnet-34-kinetics.pth").touch()
     assert missing_weights("r3d_34", "kinetics400") is None
+
+
+def test_a_checkpoint_may_have_an_address(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "best.safetensors").write_bytes(b"weights")
+    init = f"checkpoint:file://{tmp_path}/there/best.safetensors"
+    fetch_checkpoint(init)
+    path = weights_path("r3d_18", init)
+    assert path is not None
+    assert path.parent == folder
+    assert path.read_bytes() == b"weights"
+    assert missing_weights("r3d_18", init) is None
+    with pytest.raises(DataError, match=r"there/none.safetensors: there is no such file"):
+        fetch_checkpoint(init.replace("best", "none"))
+    fetch_checkpoint("random")
+    fetch_checkpoint("checkpoint:a/local/file")
 
 
 def test_a_checkpoint_is_a_file_or_a_trials_folder(folder: Path) -> None:

@@ -38,7 +38,8 @@ def make_trial(dataset_folder: Path) -> MakeTrial:
 
     def make(**changes: Any) -> TrialSpec:
         values: dict[str, Any] = {"max_epochs": 3, "batch_size": 8, "learning_rate": 0.01, **changes}
-        own = {name: values.pop(name) for name in ("phase", "seed", "data_path", "study", "number") if name in values}
+        names = ("phase", "seed", "data_path", "data_split", "study", "number")
+        own = {name: values.pop(name) for name in names if name in values}
         metric = {name: values.pop(name) for name in ("name", "mode", "select", "target") if name in values}
         sections = {"model": ModelSettings, "input": InputSettings, "train": TrainSettings}
         values.setdefault("backbone", "training_nets:convolutional")

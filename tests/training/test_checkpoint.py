@@ -161,6 +161,7 @@ def test_the_state_on_another_dataset_is_refused(make_trial: MakeTrial, tmp_path
 def test_a_moved_dataset_and_a_renamed_study_are_the_same_trial(make_trial: MakeTrial, tmp_path: Path):
     save_last(tmp_path, state(1), make_trial(), PRINT)
     assert load_last(tmp_path, make_trial(data_path="elsewhere", study="new", number=7), PRINT) is not None
+    assert load_last(tmp_path, make_trial(data_split="renamed"), PRINT) is not None  # its content is in the fingerprint
 
 
 def test_what_a_killed_trial_was_writing_is_removed(make_trial: MakeTrial, tmp_path: Path):

@@ -9,6 +9,8 @@ import pytest
 from training_data import CLASSES, particles, write
 
 from studytool.data.shards import open_dataset
+from studytool.data.splits import Recipe, store_split
+from studytool.data.splitting import make_split
 from studytool.errors import DataError, WeightsError
 from studytool.predict import predict_dataset
 from studytool.results import EpochResult
@@ -74,3 +76,25 @@ def test_volumes_of_another_shape_or_scale_are_refused(last: EpochResult, folder
 def test_a_folder_without_a_trial(tmp_path: Path, dataset_folder: Path):
     with pytest.raises(WeightsError, match=r"no best\.json there"):
         predict_dataset(tmp_path, dataset_folder)
+
+
+def test_a_trial_on_a_named_split_is_trained_and_predicted_on_that(make_trial: MakeTrial, tmp_path: Path):
+    """The largest tomogram, which is stored as train, is validated on; the test split is the trial's own as well."""
+    data = write(tmp_path / "data", particles())
+    store_split(data, make_split(open_dataset(data), Recipe("fractions", (0.2, 0.6, 0.2)), "turned"))
+    dataset = open_dataset(data, "turned")
+    assert set(dataset.tomograms[dataset.rows("val")]) == {"tomogram-train"}
+    trial = make_trial(max_epochs=1, phase="confirm", data_path=str(data), data_split="turned")
+    last = list(train_trial(trial, tmp_path / "t"))[-1]
+    assert last.cost.samples == len(dataset.rows("train")) == 12
+    for split, logged in (("val", last.val), ("test", last.test)):
+        found = predict_dataset(tmp_path / "t", data, split)
+        assert found.particle_ids.tolist() == dataset.particle_ids[dataset.rows(split)].tolist()
+        assert score(found.probabilities, dataset.labels[dataset.rows(split)], 3) == logged
+    stored = predict_dataset(tmp_path / "t", data, "val", data_split="stored")
+    assert len(stored.particle_ids) == 12
+    assert len(predict_dataset(tmp_path / "t", data).particle_ids) == 45
+    with pytest.raises(DataError, match="unknown split 'turned'; there are: stored"):
+        predict_dataset(tmp_path / "t", write(tmp_path / "other", particles(seed=2)), "test")
+    with pytest.raises(WeightsError, match="made with another dataset or split"):
+        next(train_trial(make_trial(max_epochs=1, phase="confirm", data_path=str(data)), tmp_path / "t"))

@@ -135,6 +135,13 @@ def test_too_few_labels_are_found_before_training(make_trial: MakeTrial, dataset
         check_data(make_trial(labels_per_class=8), open_dataset(dataset_folder))
 
 
+def test_a_leak_is_found_before_training(make_trial: MakeTrial, dataset_folder: Path):
+    dataset = open_dataset(dataset_folder)
+    dataset.tomograms[dataset.rows("val")[2]] = "tomogram-train"
+    with pytest.raises(DataError, match="are of the same tomogram 'tomogram-train'"):
+        check_data(make_trial(), dataset)
+
+
 def test_compiling_needs_a_compiler(make_trial: MakeTrial, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     check_compiler(make_trial(), torch.device("cpu"))

@@ -12,9 +12,11 @@ import math
 import struct
 import warnings
 import zlib
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from mrcfile.mrcinterpreter import MrcInterpreter
@@ -23,7 +25,7 @@ from studytool.errors import DataError
 
 _HEADER_BYTES = 1024
 _MAX_EXPANSION = 1000  # a volume worth reading does not shrink to less than a thousandth
-_VOXEL_BYTES = {0: 1, 1: 2, 2: 4, 6: 2, 12: 2}
+_TYPES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
 _REFUSED_MODES = {
     3: "complex integers",
     4: "complex numbers, as of a Fourier transform; convert it to a real map",
@@ -54,43 +56,107 @@ def read_mrc(path: Path) -> MrcVolume:
         DataError: the file is missing or cut off, its header claims more than the file holds, it holds no single
             volume of real numbers, or some voxels are NaN or infinite.
     """
-    try:
-        with path.open("rb") as file:
-            magic = file.read(3)
-            file.seek(0)
-            size = path.stat().st_size
-            if magic[:2] == b"\x1f\x8b":
-                with gzip.GzipFile(fileobj=file) as expanded:
-                    return _read(path, _expanded(path, expanded, size))
-            if magic == b"BZh":
-                with bz2.BZ2File(file) as expanded:
-                    return _read(path, _expanded(path, expanded, size))
-            header = _parse_header(path, file.read(_HEADER_BYTES))
-            _check_length(path, header, size)
-            if size > header.file_bytes:
-                warnings.warn(f"{path}: {size - header.file_bytes} bytes after the volume are ignored", stacklevel=2)
-            file.seek(0)
-            return _read(path, file)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+    with _opened(path) as (file, compressed):
+        size = path.stat().st_size
+        if compressed:
+            return read_open_file(path, _expanded(path, file, size))
+        header = parse_header(path, file.read(_HEADER_BYTES))
+        _check_length(path, header, size)
+        if size > header.file_bytes:
+            warnings.warn(f"{path}: {size - header.file_bytes} bytes after the volume are ignored", stacklevel=2)
+        file.seek(0)
+        return read_open_file(path, file)
 
 
 @dataclass(frozen=True)
-class _Header:
-    shape_srx: tuple[int, int, int]  # sections, rows, columns
-    axes_srx: tuple[int, int, int]  # which of x (1), y (2), z (3) the sections, rows and columns are
-    voxel_bytes: int
+class MrcHeader:
+    """What a header says of its file: sections, rows and columns, and which of x (1), y (2), z (3) each of them is.
+
+    `compressed` and `oddities` (what does not hinder reading) are for the user to be told.
+    """
+
+    shape_srx: tuple[int, int, int]
+    axes_srx: tuple[int, int, int]
+    dtype: str
     extended_bytes: int
     voxel_size_zyx_angstrom: tuple[float, float, float] | None
     oddities: tuple[str, ...]
+    compressed: bool = False
+
+    @property
+    def voxel_bytes(self) -> int:
+        """Bytes of one voxel."""
+        return np.dtype(self.dtype).itemsize
+
+    @property
+    def data_offset(self) -> int:
+        """Where the voxels begin."""
+        return _HEADER_BYTES + self.extended_bytes
 
     @property
     def file_bytes(self) -> int:
-        return _HEADER_BYTES + self.extended_bytes + math.prod(self.shape_srx) * self.voxel_bytes
+        """The length that the file has to have."""
+        return self.data_offset + math.prod(self.shape_srx) * self.voxel_bytes
+
+    @property
+    def order_zyx(self) -> tuple[int, int, int]:
+        """Which of sections (0), rows (1), columns (2) run along z, y and x."""
+        z, y, x = (self.axes_srx.index(axis) for axis in (3, 2, 1))
+        return z, y, x
+
+    @property
+    def shape_dhw(self) -> tuple[int, int, int]:
+        """The shape in the order z, y, x."""
+        depth, height, width = (self.shape_srx[axis] for axis in self.order_zyx)
+        return depth, height, width
+
+    @property
+    def voxel_size_angstrom(self) -> float | None:
+        """As of `MrcVolume`."""
+        return _one_size(self.voxel_size_zyx_angstrom)
 
 
-def _read(path: Path, file: BinaryIO) -> MrcVolume:
-    header = _parse_header(path, file.read(_HEADER_BYTES))
+def read_header(path: Path) -> MrcHeader:
+    """Read and check the header alone; of a compressed file, how long it gets is only known once it is read whole.
+
+    Raises:
+        DataError: as for `read_mrc`, but for the voxels.
+    """
+    with _opened(path) as (file, compressed):
+        head = file.read(_HEADER_BYTES)
+    size = path.stat().st_size
+    if compressed:
+        return _compressed_header(path, head, size)
+    header = parse_header(path, head)
+    _check_length(path, header, size)
+    return header
+
+
+def map_mrc(path: Path) -> np.ndarray[Any, Any]:
+    """The volume [z, y, x] of a plain file as a read-only memory map: no voxel is read before it is asked for.
+
+    The type is that of the file. Whether values are finite is for the caller to look at.
+
+    Raises:
+        DataError: as for `read_header`, or the file is compressed.
+    """
+    header = read_header(path)
+    if header.compressed:
+        raise DataError(f"{path}: a compressed file, of which no part can be read alone; expand it")
+    try:
+        stored = np.memmap(path, header.dtype, mode="r", offset=header.data_offset, shape=header.shape_srx)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    return stored.transpose(header.order_zyx)
+
+
+def read_open_file(path: Path, file: BinaryIO) -> MrcVolume:
+    """Read the volume of an open file whose length has been checked; `path` is for messages.
+
+    Raises:
+        DataError: see `read_mrc`.
+    """
+    header = parse_header(path, file.read(_HEADER_BYTES))
     file.seek(0)
     for oddity in header.oddities:
         warnings.warn(f"{path}: {oddity}", stacklevel=3)
@@ -102,28 +168,51 @@ def _read(path: Path, file: BinaryIO) -> MrcVolume:
             raise DataError(f"{path}: cannot be read: {error}") from error
     if data is None or data.size != math.prod(header.shape_srx):
         raise DataError(f"{path}: the volume cannot be read; the file is damaged")
-    order = [header.axes_srx.index(axis) for axis in (3, 2, 1)]
-    volume = np.ascontiguousarray(data.reshape(header.shape_srx).transpose(order), dtype=np.float32)
+    volume = np.ascontiguousarray(data.reshape(header.shape_srx).transpose(header.order_zyx), dtype=np.float32)
     if not np.isfinite(volume).all():
         bad = int(np.count_nonzero(~np.isfinite(volume)))
         raise DataError(f"{path}: {bad} of {volume.size} voxels are NaN or infinite; mend or leave out this volume")
-    return MrcVolume(volume, _one_size(header.voxel_size_zyx_angstrom), header.voxel_size_zyx_angstrom)
+    return MrcVolume(volume, header.voxel_size_angstrom, header.voxel_size_zyx_angstrom)
 
 
-def _expanded(path: Path, file: gzip.GzipFile | bz2.BZ2File, compressed_bytes: int) -> BinaryIO:
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, bool]]:
+    """The content of a file, expanded where it is compressed, and whether it is; errors of reading become DataError."""
+    try:
+        with path.open("rb") as file:
+            magic = file.read(3)
+            file.seek(0)
+            if magic[:2] == b"\x1f\x8b":
+                with gzip.GzipFile(fileobj=file) as expanded:
+                    yield cast(BinaryIO, expanded), True
+            elif magic == b"BZh":
+                with bz2.BZ2File(file) as expanded:
+                    yield cast(BinaryIO, expanded), True
+            else:
+                yield file, False
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+def _expanded(path: Path, file: BinaryIO, compressed_bytes: int) -> BinaryIO:
     """Decompress no more than the header accounts for, and nothing if that is out of proportion to the file."""
     head = file.read(_HEADER_BYTES)
-    header = _parse_header(path, head)
-    if header.file_bytes > _MAX_EXPANSION * compressed_bytes + _HEADER_BYTES:
-        raise DataError(
-            f"{path}: {compressed_bytes} compressed bytes claim to be {header.file_bytes}; that cannot be a volume"
-        )
+    header = _compressed_header(path, head, compressed_bytes)
     content = head + file.read(header.file_bytes - len(head))
     _check_length(path, header, len(content))
     return io.BytesIO(content)
 
 
-def _check_length(path: Path, header: _Header, length: int) -> None:
+def _compressed_header(path: Path, head: bytes, compressed_bytes: int) -> MrcHeader:
+    header = parse_header(path, head)
+    if header.file_bytes > _MAX_EXPANSION * compressed_bytes + _HEADER_BYTES:
+        raise DataError(
+            f"{path}: {compressed_bytes} compressed bytes claim to be {header.file_bytes}; that cannot be a volume"
+        )
+    return replace(header, compressed=True)
+
+
+def _check_length(path: Path, header: MrcHeader, length: int) -> None:
     if header.file_bytes > length:
         raise DataError(
             f"{path}: the header claims {' x '.join(map(str, header.shape_srx))} voxels, that is {header.file_bytes} "
@@ -131,18 +220,22 @@ def _check_length(path: Path, header: _Header, length: int) -> None:
         )
 
 
-def _parse_header(path: Path, content: bytes) -> _Header:
+def parse_header(path: Path, content: bytes) -> MrcHeader:
+    """Check the 1024 bytes of a header; `path` is for messages.
+
+    Raises:
+        DataError: they are too few, or claim what cannot be or cannot be read.
+    """
     if len(content) < _HEADER_BYTES:
         raise DataError(f"{path}: {len(content)} bytes are too few for an MRC header of {_HEADER_BYTES}")
     oddities = []
     if content[208:211] != b"MAP":
         oddities.append('the header lacks the id "MAP "; read as MRC all the same')
-    order = _BYTE_ORDERS.get(content[212:214])
-    if order is None:
-        order = "<" if _plausible("<", content) else ">"
+    order, guessed = byte_order(content)
+    if guessed:
         oddities.append(f"unknown machine stamp {content[212:214].hex(' ')}; the byte order was guessed from the mode")
     columns, rows, sections, mode = struct.unpack(f"{order}4i", content[:16])
-    if mode not in _VOXEL_BYTES:
+    if mode not in _TYPES:
         what = _REFUSED_MODES.get(mode, "not an MRC mode; is this an MRC file?")
         raise DataError(f"{path}: mode {mode} cannot be used: {what}; modes 0, 1, 2, 6 and 12 can")
     if min(columns, rows, sections) < 1:
@@ -160,19 +253,23 @@ def _parse_header(path: Path, content: bytes) -> _Header:
         oddities.append(
             f"cell angles {[round(angle, 2) for angle in cell[3:]]}; the voxels are used as if they were upright"
         )
-    return _Header(
+    return MrcHeader(
         shape_srx=(sections, rows, columns),
         axes_srx=_axes(path, struct.unpack(f"{order}3i", content[64:76])),
-        voxel_bytes=_VOXEL_BYTES[mode],
+        dtype=order + _TYPES[mode],
         extended_bytes=extended_bytes,
         voxel_size_zyx_angstrom=_voxel_size(samples_xyz, cell[:3]),
         oddities=tuple(oddities),
     )
 
 
-def _plausible(order: str, content: bytes) -> bool:
-    mode: int = struct.unpack(f"{order}i", content[12:16])[0]
-    return mode in _VOXEL_BYTES or mode in _REFUSED_MODES
+def byte_order(content: bytes) -> tuple[str, bool]:
+    """ "<" or ">" for the bytes of a header, and whether it had to be guessed from the mode."""
+    order = _BYTE_ORDERS.get(content[212:214])
+    if order is not None:
+        return order, False
+    mode: int = struct.unpack("<i", content[12:16])[0]
+    return "<" if mode in _TYPES or mode in _REFUSED_MODES else ">", True
 
 
 def _axes(path: Path, columns_rows_sections: tuple[int, ...]) -> tuple[int, int, int]:

@@ -24,7 +24,10 @@ class ReadOptions:
     `label_column` and `group_column` name columns of a particle table; `label` is one label for all particles of a
     source that has none; `root` is the folder that relative paths in a table count from (default: the table's own
     folder), and outside which nothing is read; `volumes` is the folder of volumes of a Dynamo table; `tomograms` is a
-    folder of tomograms to cut boxes of `box` voxels from, `coordinates` the table of their positions.
+    folder of tomograms to cut boxes of `box` voxels from, `coordinates` the table of their positions;
+    `voxel_size_angstrom` is that of the tomograms where they do not tell, or the one to choose of a project that has
+    several, as `tomogram_type` chooses among kinds of reconstruction and `picks_of` ("USER/SESSION", or an annotation's
+    number) among several annotations of one object.
     """
 
     label_column: str | None = None
@@ -35,6 +38,9 @@ class ReadOptions:
     tomograms: Path | None = None
     coordinates: Path | None = None
     box: int | None = None
+    voxel_size_angstrom: float | None = None
+    tomogram_type: str | None = None
+    picks_of: str | None = None
 
 
 @dataclass(frozen=True)
