@@ -58,7 +58,7 @@ class SimulateSettings(Settings):
     b_factor_square_angstrom: Annotated[float, Field(ge=0, le=100_000)] = 1000.0
     tomograms: tuple[int, int, int] = (6, 2, 2)
     templates: str | None = None
-    dtype: Literal["float16", "float32"] = "float16"
+    dtype: Literal["float16", "float32", "uint8"] = "float16"
     seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
@@ -100,7 +100,8 @@ class ImportSettings(Settings):
     invert: bool = False
     transpose: Annotated[str, AfterValidator(_axes_order)] | None = None
     normalize: Literal["none", "standard"] = "standard"
-    dtype: Literal["float16", "float32"] = "float16"
+    dtype: Literal["float16", "float32", "uint8"] = "float16"
+    compression: Literal["none", "zstd"] = "none"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     min_per_class: Annotated[int, Field(ge=1)] = 1

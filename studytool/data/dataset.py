@@ -36,6 +36,7 @@ class Dataset:
         self._shards = shards
         self._first_rows = np.cumsum([0, *(shard.rows for shard in shards)])
         self._starts = np.concatenate([shard.starts for shard in shards])
+        self._some_decoded = bool((self._starts < 0).any())
         self._decoded = _DecodedGroups(shards, manifest.volume_bytes)
         columns = [shard.columns for shard in shards]
         self.labels = np.concatenate([_label_indices(shard, manifest.classes) for shard in shards])
@@ -96,9 +97,10 @@ class Dataset:
         for slot, (number, start) in enumerate(zip(shard_numbers.tolist(), starts.tolist(), strict=True)):
             if start >= 0:
                 target[slot] = self._shards[number].content[start : start + width]  # numpy lets other threads run here
-        for slot in np.flatnonzero(starts < 0)[np.argsort(rows[starts < 0])]:  # sorted: each group is decoded once
-            number = shard_numbers[slot]
-            target[slot] = self._decoded.volume(number, int(rows[slot] - self._first_rows[number]))
+        if self._some_decoded:
+            for slot in np.flatnonzero(starts < 0)[np.argsort(rows[starts < 0])]:  # sorted: each group is decoded once
+                number = shard_numbers[slot]
+                target[slot] = self._decoded.volume(number, int(rows[slot] - self._first_rows[number]))
 
     def announce(self, rows: Array) -> None:
         """Ask the kernel to read the volumes of `rows` from the disk soon."""

@@ -14,6 +14,7 @@ import numpy as np
 from studytool.data.dataset import Dataset
 from studytool.data.partial import whole_folder
 from studytool.data.scan import OnProgress, scan
+from studytool.data.voxels import widened
 
 STAR_NAME = "particles.star"
 LABEL_COLUMN, SPLIT_COLUMN, ID_COLUMN, SNR_COLUMN = "studytoolLabel", "studytoolSplit", "studytoolId", "studytoolSnr"
@@ -48,7 +49,7 @@ def export_dataset(
             (temporary / name).mkdir()
         for rows, volumes in scan(dataset, on_progress=on_progress):
             for row, volume in zip(rows.tolist(), volumes, strict=True):
-                with mrcfile.new(temporary / paths[row], data=volume.astype(kind)) as file:
+                with mrcfile.new(temporary / paths[row], data=widened(volume).astype(kind)) as file:
                     file.voxel_size = dataset.manifest.voxel_size_angstrom
         _write_star(temporary / STAR_NAME, dataset, labels, paths)
     return folder / STAR_NAME

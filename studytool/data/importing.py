@@ -33,11 +33,11 @@ __all__ = ["READERS", "ImportPlan", "import_dataset", "plan_import", "recognize"
 READERS = {
     "shardset": "another studytool dataset",
     "arrays": ".npy or .npz arrays, MedMNIST3D",
+    "copick": "copick projects and downloads of the CryoET Data Portal",
     "folders": "a folder with a folder of MRC files per class (or MRC files with --label), a CSV path,label[,tomogram]",
     "star": "STAR files of RELION, Warp and M",
     "dynamo": "Dynamo tables (with --volumes)",
     "eman2": "EMAN2 .hdf and .lst",
-    "copick": "copick projects",
     "tomograms": "tables of coordinates (with --tomograms)",
     "em": "EM files",
 }
@@ -124,6 +124,7 @@ def import_dataset(
         dtype=settings.dtype,
         provenance=provenance,
         volumes_per_shard=settings.volumes_per_shard,
+        compression=settings.compression,
     )
 
 

@@ -9,11 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from pydantic import ValidationError
 
 from studytool.data.conform import conformed_shape
-from studytool.data.readers.source import Entry, ReadVolume, Source
+from studytool.data.readers.source import Entry, ReadVolume, Source, require_finite
 from studytool.errors import DataError, unknown_name
 from studytool.settings import ImportSettings
 
@@ -137,9 +136,7 @@ def read_checked(source: Source, entry: Entry) -> tuple[ReadVolume, tuple[str, .
     volume = read.volume_DHW
     if volume.ndim != 3 or not volume.size:
         raise DataError(f"{entry.origin}: an array of shape {list(volume.shape)}, not a volume")
-    if not np.isfinite(volume).all():
-        bad = int(np.count_nonzero(~np.isfinite(volume)))
-        raise DataError(f"{entry.origin}: {bad} of {volume.size} voxels are NaN or infinite; mend it or leave it out")
+    require_finite(entry.origin, volume)
     return read, tuple(str(warning.message) for warning in caught)
 
 

@@ -16,6 +16,7 @@ from studytool.data.leakage import check_leakage
 from studytool.data.particles import SPLITS, STORED
 from studytool.data.scan import OnProgress, scan
 from studytool.data.splits import list_splits, read_split
+from studytool.data.voxels import widened
 from studytool.errors import DataError
 
 Array = np.ndarray[Any, Any]
@@ -75,7 +76,7 @@ def volume_statistics(dataset: Dataset, *, on_progress: OnProgress | None = None
     """Mean, standard deviation, smallest and largest voxel of every volume: [N, 4], in bounded memory."""
     values = np.empty((len(dataset), 4))
     for rows, volumes in scan(dataset, on_progress=on_progress):
-        flat = volumes.reshape(len(rows), -1).astype(np.float32)
+        flat = widened(volumes).reshape(len(rows), -1)
         values[rows, 0] = flat.mean(axis=1, dtype=np.float64)
         values[rows, 1] = flat.std(axis=1, dtype=np.float64)
         values[rows, 2] = flat.min(axis=1)

@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from studytool.data.particles import SPLITS
+from studytool.data.voxels import Dtype
 from studytool.errors import DataError
 from studytool.files import write_json
 
@@ -53,7 +54,7 @@ class Manifest:
     counts: dict[str, dict[str, Count]]
     tomograms: tuple[str, ...]
     shape_dhw: tuple[Count, Count, Count]
-    dtype: Literal["float16", "float32"]
+    dtype: Dtype
     voxel_size_angstrom: Annotated[float, Field(gt=0)]
     shards: tuple[ShardEntry, ...]
     provenance: dict[str, Any]

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from studytool.data.shards import Dataset
+from studytool.data.voxels import widened
 from studytool.errors import DataError
 from studytool.files import whole_file
 from studytool.seeds import derive_seed
@@ -41,7 +42,7 @@ def write_montage(dataset: Dataset, path: Path, *, per_class: int = 4, seed: int
         for ax in axes[label]:
             ax.set_xticks([])
             ax.set_yticks([])
-        for number, volume in enumerate(volumes.astype(np.float32)):
+        for number, volume in enumerate(widened(volumes)):
             low, high = np.percentile(volume, (1, 99))
             for axis, letter in enumerate(SLICES):
                 ax = axes[label, 3 * number + axis]

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from studytool.data.manifest import FORMAT_VERSION, Manifest, ShardEntry
 from studytool.data.pageheader import PageHeader, read_page_header
 from studytool.data.particles import SPLITS, Particle
+from studytool.data.voxels import Compression, store
 from studytool.errors import DataError
 from studytool.files import whole_file
 
@@ -102,15 +103,20 @@ class ShardFile:
 
 
 def write_shard(
-    path: Path, particles: Iterable[Sequence[Particle]], *, dtype: str, voxel_size_angstrom: float
+    path: Path,
+    particles: Iterable[Sequence[Particle]],
+    *,
+    dtype: str,
+    voxel_size_angstrom: float,
+    compression: Compression = "none",
 ) -> ShardEntry:
     """Write groups of particles, one row group each, as the shard `path`, whole or not at all; returns its entry.
 
-    All volumes have to be of one shape. Values are rounded to `dtype` ("float16" or "float32"). A thread rounds,
-    writes and digests a group while the next one is being made.
+    All volumes have to be of one shape. Values are rounded to `dtype` (see `voxels.store`). A thread rounds, writes and
+    digests a group while the next one is being made. A compressed shard is for keeping: its volumes have no offsets.
     """
     with whole_file(path) as temporary:
-        writer = _GroupWriter(temporary, dtype, voxel_size_angstrom)
+        writer = _GroupWriter(temporary, dtype, voxel_size_angstrom, compression)
         with closing(writer), ThreadPoolExecutor(max_workers=1) as background:
             written: Future[None] | None = None
             for group in particles:
@@ -155,7 +161,6 @@ def open_shard(path: Path, rows: int, manifest: Manifest) -> ShardFile:
 
 
 _WRITE_OPTIONS: dict[str, Any] = {
-    "compression": "none",
     "use_dictionary": ["label", "tomogram", "split"],
     "write_statistics": list(TEXT_COLUMNS + NUMBER_COLUMNS),
     "write_page_checksum": True,
@@ -168,8 +173,9 @@ _WRITE_OPTIONS: dict[str, Any] = {
 class _GroupWriter:
     """Writes row groups, and digests the file as it grows: what is written of a Parquet file never changes."""
 
-    def __init__(self, path: Path, dtype: str, voxel_size_angstrom: float) -> None:
+    def __init__(self, path: Path, dtype: str, voxel_size_angstrom: float, compression: Compression) -> None:
         self.path = path
+        self.options = {**_WRITE_OPTIONS, "compression": compression}
         self.dtype = dtype
         self.voxel_size_angstrom = voxel_size_angstrom
         self.rows = 0
@@ -180,9 +186,9 @@ class _GroupWriter:
     def write(self, group: Sequence[Particle]) -> None:
         stored = np.empty((len(group), *group[0].volume_DHW.shape), dtype=self.dtype)
         for place, particle in zip(stored, group, strict=True):
-            place[...] = particle.volume_DHW
+            store(particle.volume_DHW, place, particle.particle_id)
         if self._writer is None:
-            self._writer = pq.ParquetWriter(self.path, _schema(stored[0].nbytes), **_WRITE_OPTIONS)
+            self._writer = pq.ParquetWriter(self.path, _schema(stored[0].nbytes), **self.options)
             self._writer.add_key_value_metadata(_stated(stored.shape[1:], self.dtype, self.voxel_size_angstrom))
         self._writer.write_table(_table(group, stored, self._writer.schema), row_group_size=len(group))
         self.rows += len(group)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,6 +21,7 @@ from studytool.data.particles import SPLITS, STORED, Particle
 from studytool.data.scan import scan
 from studytool.data.shardfile import READ_ERRORS, TEXT_COLUMNS, open_shard, rows_per_group, write_shard
 from studytool.data.splits import read_split
+from studytool.data.voxels import DTYPES, Compression, Dtype
 from studytool.errors import DataError, unknown_name
 from studytool.files import sha256_of, write_json
 
@@ -48,10 +49,11 @@ def write_dataset(
     dtype: str,
     provenance: Mapping[str, Any],
     volumes_per_shard: int,
+    compression: Compression = "none",
 ) -> Manifest:
     """Write `particles` as the dataset `folder`, in bounded memory; until it is whole, nothing stands under that name.
 
-    `dtype` is "float16" or "float32". `provenance` (JSON values) says how the volumes were made.
+    `dtype` is one of `voxels.DTYPES`. `provenance` (JSON values) says how the volumes were made.
 
     Raises:
         DataError: the folder exists, there are no particles, or one of them does not fit: another shape or voxel size
@@ -59,7 +61,7 @@ def write_dataset(
             two splits.
     """
     with whole_folder(folder) as temporary:
-        writer = _Writer(temporary, dtype, volumes_per_shard)
+        writer = _Writer(temporary, dtype, volumes_per_shard, compression)
         writer.write(particles)
         manifest = writer.manifest(provenance, folder)
         write_manifest(temporary, manifest)
@@ -81,7 +83,13 @@ class Continuable:
 
 
 def continue_dataset(
-    source: Continuable, folder: Path, *, dtype: str, provenance: Mapping[str, Any], volumes_per_shard: int
+    source: Continuable,
+    folder: Path,
+    *,
+    dtype: str,
+    provenance: Mapping[str, Any],
+    volumes_per_shard: int,
+    compression: Compression = "none",
 ) -> Manifest:
     """Write a dataset as `write_dataset` does, or go on where an interrupted call with the same key stopped.
 
@@ -91,7 +99,7 @@ def continue_dataset(
         DataError: as `write_dataset`; what was written is then removed.
     """
     with whole_folder(folder, journal=_JOURNAL) as temporary:
-        writer = _Writer(temporary, dtype, volumes_per_shard)
+        writer = _Writer(temporary, dtype, volumes_per_shard, compression)
         if not writer.take_up(source):
             empty_folder(temporary)
         writer.write(source.particles_from(writer.rows), source)
@@ -152,8 +160,9 @@ def verify_dataset(folder: Path) -> Manifest:
 class _Writer:
     """Writes shards one after the other, and keeps a journal of them for what can be continued."""
 
-    def __init__(self, folder: Path, dtype: str, volumes_per_shard: int) -> None:
+    def __init__(self, folder: Path, dtype: str, volumes_per_shard: int, compression: Compression) -> None:
         self.folder = folder
+        self.compression = compression
         self.census = _Census(dtype)
         self.volumes_per_shard = volumes_per_shard
         self.entries: list[ShardEntry] = []
@@ -170,7 +179,9 @@ class _Writer:
             group_rows = rows_per_group(first.volume_DHW.size * np.dtype(dtype).itemsize)
             in_shard = itertools.chain([first], itertools.islice(admitted, self.volumes_per_shard - 1))
             groups = _batched(in_shard, group_rows)
-            self.entries.append(write_shard(path, groups, dtype=dtype, voxel_size_angstrom=first.voxel_size_angstrom))
+            voxel_size = first.voxel_size_angstrom
+            entry = write_shard(path, groups, dtype=dtype, voxel_size_angstrom=voxel_size, compression=self.compression)
+            self.entries.append(entry)
             if source is not None:
                 shards = [asdict(entry) for entry in self.entries]
                 write_json(self.folder / _JOURNAL, {"key": source.key, "tally": source.tally, "shards": shards})
@@ -204,10 +215,10 @@ class _Census:
     """Checks every particle on its way into the shards, and counts what the manifest says."""
 
     def __init__(self, dtype: str) -> None:
-        if dtype not in ("float16", "float32"):
-            raise DataError(unknown_name("dtype of shards", dtype, ("float16", "float32")))
-        self.dtype: Literal["float16", "float32"] = "float16" if dtype == "float16" else "float32"
-        self.largest = float(np.finfo(dtype).max)
+        if dtype not in DTYPES:
+            raise DataError(unknown_name("dtype of shards", dtype, DTYPES))
+        self.dtype: Dtype = cast(Dtype, dtype)
+        self.largest = math.inf if dtype == "uint8" else float(np.finfo(dtype).max)
         self.first: Particle | None = None
         self.ids: set[str] = set()
         self.split_of: dict[str, str] = {}

@@ -6,6 +6,7 @@ does not, because the copies of the gather run without Python's lock.
 
 from __future__ import annotations
 
+import resource
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
 
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 
-RING = 4  # batches: the one in use, the one before it, which may still be copied to a device, and two ahead
+RING = 2  # batches: the one in use and the one after it; more would not stay in the processor's cache
+PINNED_RING = 4  # and the one before, which may still be copied to a device, and one more ahead
 ANNOUNCED = 4  # batches announced to the kernel before they are gathered
+_ANNOUNCE_AFTER_READING = 8  # batches; once nothing is read from the disk any more, announcing only costs time
 
 
 def epoch_order(num_rows: int, *, seed: int, epoch: int, worker: int = 0, num_workers: int = 1) -> Rows:
@@ -39,7 +42,7 @@ def epoch_order(num_rows: int, *, seed: int, epoch: int, worker: int = 0, num_wo
 class Batch:
     """`volumes_B1DHW` in the stored dtype and `labels_B` int64 (tensors), and `rows_B`, their rows in the dataset.
 
-    The tensors are buffers of a ring: they stay valid while the next batch is taken, not longer.
+    The tensors are buffers of a ring: they stay valid until the next batch is asked for, not longer.
     """
 
     volumes_B1DHW: torch.Tensor
@@ -55,7 +58,7 @@ class Stream:
 
     `len(stream)` is the number of batches of an epoch. With `shuffle` the order is `epoch_order`, else that of `rows`.
     With `pin_memory` (needs CUDA) batches may be copied with `non_blocking=True` on the current CUDA stream: a buffer
-    is filled again only when the device is done with what had been queued by the time the batch became invalid.
+    is filled again only when the device is done with what had been queued by the time it was given back.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Stream:
         self._shuffle = shuffle
         self._pin_memory = pin_memory
         self._idle: list[_Slot] = []
+        self._announce_for = _ANNOUNCE_AFTER_READING
 
     def __len__(self) -> int:
         return -(-len(self._rows) // self._batch_size)
@@ -80,7 +84,8 @@ class Stream:
         if self._shuffle:
             rows = rows[epoch_order(len(rows), seed=self._seed, epoch=epoch)]
         batches = [rows[i : i + self._batch_size] for i in range(0, len(rows), self._batch_size)][start_batch:]
-        slots = [self._idle.pop() if self._idle else self._new_slot() for _ in range(min(RING, len(batches)))]
+        ring, kept = (PINNED_RING, 1) if self._pin_memory else (RING, 0)
+        slots = [self._idle.pop() if self._idle else self._new_slot() for _ in range(min(ring, len(batches)))]
         pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="studytool-gather")
         pending: deque[Future[Batch]] = deque()
         try:
@@ -88,10 +93,10 @@ class Stream:
                 pending.append(pool.submit(self._fill, slots[number], batches, number))
             for number in range(len(batches)):
                 yield pending.popleft().result()
-                # the consumer is about to take batch number + 1: batch number - 1 is no longer valid
-                following = number - 1 + RING
-                if number >= 1 and following < len(batches):
-                    slot = slots[following % RING]
+                # the consumer asks for batch number + 1: this one, or with copies under way the one before, is free
+                following = number - kept + len(slots)
+                if number >= kept and following < len(batches):
+                    slot = slots[following % len(slots)]
                     slot.release()
                     pending.append(pool.submit(self._fill, slot, batches, following))
         finally:
@@ -102,27 +107,33 @@ class Stream:
 
     def _fill(self, slot: _Slot, batches: list[Rows], number: int) -> Batch:
         rows = batches[number]
-        if number == 0:
-            for ahead in batches[:ANNOUNCED]:
+        read_before = _reads()
+        if self._announce_for > 0:
+            for ahead in batches[:ANNOUNCED] if number == 0 else batches[number + ANNOUNCED - 1 : number + ANNOUNCED]:
                 self._dataset.announce(ahead)
-        elif number + ANNOUNCED - 1 < len(batches):
-            self._dataset.announce(batches[number + ANNOUNCED - 1])
         slot.wait()
         volumes, labels = slot.volumes[: len(rows)], slot.labels[: len(rows)]
         self._dataset.gather(rows, volumes)
         labels.numpy()[:] = self._dataset.labels[rows]
+        self._announce_for = _ANNOUNCE_AFTER_READING if _reads() > read_before else self._announce_for - 1
         return Batch(volumes, labels, rows)
 
     def _new_slot(self) -> _Slot:
         import torch
 
         manifest = self._dataset.manifest
-        dtype = {"float16": torch.float16, "float32": torch.float32}[manifest.dtype]
+        dtype = {"float16": torch.float16, "float32": torch.float32, "uint8": torch.uint8}[manifest.dtype]
         shape = (self._batch_size, 1, *manifest.shape_dhw)
         # zeros, not empty: the pages are there before the first gather
         volumes = torch.zeros(shape, dtype=dtype, pin_memory=self._pin_memory)
         labels = torch.zeros(self._batch_size, dtype=torch.int64, pin_memory=self._pin_memory)
         return _Slot(volumes, labels)
+
+
+def _reads() -> int:
+    """Blocks read from a disk for this thread, and pages it had to wait for."""
+    usage = resource.getrusage(resource.RUSAGE_THREAD)
+    return usage.ru_inblock + usage.ru_majflt
 
 
 class _Slot:

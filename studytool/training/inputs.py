@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from studytool import registry
 from studytool.data.shards import Dataset
 from studytool.data.stream import Stream
+from studytool.data.voxels import widened_tensor
 from studytool.seeds import derive_seed
 from studytool.settings import InputSettings
 from studytool.training.meter import CostMeter
@@ -68,7 +69,8 @@ class Feed:
                 return
             labels_B = batch.labels_B.to(self._device, non_blocking=True)
             stored_B1DHW = batch.volumes_B1DHW.to(self._device, non_blocking=True)
-            volumes_B1DHW = self._normalize(self._filter(stored_B1DHW, self._voxel_size_angstrom, self._settings))
+            floating_B1DHW = widened_tensor(stored_B1DHW)
+            volumes_B1DHW = self._normalize(self._filter(floating_B1DHW, self._voxel_size_angstrom, self._settings))
             for augment in self._augment:
                 volumes_B1DHW = augment(volumes_B1DHW, generator)
             yield volumes_B1DHW.contiguous(memory_format=self._memory_format), labels_B

@@ -6,6 +6,7 @@ import mrcfile
 import numpy as np
 import pytest
 import starfile
+from lab import run
 
 from studytool.data.export import export_dataset
 from studytool.data.readers.mrc import read_mrc
@@ -111,6 +112,31 @@ def test_some_tomograms_and_splits_are_unknown(dataset_of):
     table = read(dataset.folder.parent / "out")
     assert table["rlnMicrographName"].tolist() == [""] * 6 + ["t 1"] * 6
     assert table["studytoolSplit"].tolist() == [""] * 6 + ["val"] * 6
+
+
+def test_an_export_is_imported_as_it_was(dataset_folder, tmp_path):
+    star = export_dataset(open_dataset(dataset_folder), tmp_path / "out")
+    run(star, tmp_path / "again", normalize="none")
+    before, after = open_dataset(dataset_folder), open_dataset(tmp_path / "again")
+    for column in ("particle_ids", "labels", "tomograms", "splits"):
+        assert getattr(before, column).tolist() == getattr(after, column).tolist()
+    assert before.manifest.classes == after.manifest.classes
+    assert before.manifest.voxel_size_angstrom == after.manifest.voxel_size_angstrom
+    np.testing.assert_array_equal(stored(before), stored(after))
+
+
+def test_what_is_unknown_stays_unknown_through_export_and_import(dataset_of):
+    def change(i, p):
+        known = {} if i < 6 else {"tomogram": "t 1", "split": "val"}
+        return dataclasses.replace(p, **{"tomogram": "", "split": "", "snr": 0.5, "position_zyx": (i, 1, 2.5), **known})
+
+    dataset = dataset_of(change)
+    star = export_dataset(dataset, dataset.folder.parent / "out")
+    again = dataset.folder.parent / "again"
+    run(star, again)
+    after = open_dataset(again)
+    for column in ("tomograms", "splits", "snr", "positions_zyx"):
+        assert getattr(after, column).tolist() == getattr(dataset, column).tolist()
 
 
 def test_nothing_stands_there_until_all_is_written(dataset_folder, tmp_path):

@@ -69,6 +69,16 @@ def test_the_cost_adds_up(make_trial: MakeTrial, tmp_path: Path):
     assert costs[0].seconds < costs[1].seconds < costs[2].seconds
 
 
+def test_a_dataset_at_an_address_gives_the_same_result(
+    make_trial: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("STUDYTOOL_CACHE", str(tmp_path / "cache"))
+    here = make_trial()
+    there = here.model_copy(update={"data_path": f"file://{here.data_path}"})
+    assert timeless(train_trial(there, tmp_path / "there")) == timeless(train_trial(here, tmp_path / "here"))
+    assert list((tmp_path / "cache").rglob("*.parquet"))
+
+
 def test_it_learns(make_trial: MakeTrial, tmp_path: Path):
     last = list(train_trial(make_trial(max_epochs=15, learning_rate=0.1), tmp_path))[-1]
     assert last.best_value > 0.7

@@ -21,8 +21,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from studytool.data.particles import SPLITS
-from studytool.data.readers.folders import NO_TOMOGRAM_NOTE
-from studytool.data.readers.source import Entry, ReadOptions, ReadVolume
+from studytool.data.readers.source import NO_TOMOGRAM_NOTE, Entry, Listing, ReadOptions, ReadVolume
 from studytool.errors import DataError
 
 INTEGER_LABELS_NOTE = (
@@ -76,13 +75,9 @@ class Stack:
 
 
 @dataclass(frozen=True)
-class Arrays:
+class Arrays(Listing):
     """A source of one or more stacks; an entry's `where` is its stack's name and its number in it."""
 
-    kind: str
-    entries: tuple[Entry, ...]
-    notes: tuple[str, ...]
-    provenance: dict[str, Any]
     stacks: Mapping[str, Stack]
 
     def read(self, entry: Entry) -> ReadVolume:

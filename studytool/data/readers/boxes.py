@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,11 +20,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from studytool.data.readers.mrc import map_mrc, read_header, read_mrc
-from studytool.data.readers.source import Entry, ReadOptions, ReadVolume, Volume
+from studytool.data.readers.source import Entry, Listing, ReadOptions, ReadVolume, Volume, named
 from studytool.errors import DataError
 
 _SIDES = (2, 1024)
 _IDS_NAMED = 5
+_CELL = 128  # voxels; tomograms in chunks have them about that large or larger
 _CONTRAST_NOTE = (
     "raw tomograms show proteins dark; --invert makes them bright, as subtomograms of other sources mostly are"
 )
@@ -76,14 +77,8 @@ class Box:
     voxel_size_angstrom: float | None
 
 
-@dataclass(frozen=True)
-class BoxSource:
+class BoxSource(Listing):
     """Boxes of tomograms as `Source`; the `where` of each entry is a `Box`."""
-
-    kind: str
-    entries: Sequence[Entry]
-    notes: Sequence[str] = ()
-    provenance: dict[str, Any] = field(default_factory=dict)
 
     def read(self, entry: Entry) -> ReadVolume:
         """Cut one box, reading as little of the tomogram as its format allows.
@@ -92,10 +87,8 @@ class BoxSource:
             DataError: names the particle and what is wrong with its tomogram.
         """
         box: Box = entry.where
-        try:
+        with named(entry):
             volume = cut_box(_open(box.path), box.start_zyx, box.side)
-        except DataError as error:
-            raise DataError(f"{entry.origin}: {error}") from error
         return ReadVolume(volume, box.voxel_size_angstrom)
 
 
@@ -122,7 +115,7 @@ def cut_box(tomogram: Sliceable, start_zyx: Sequence[int], side: int) -> Volume:
 def box_source(
     kind: str, particles: Sequence[Placed], side: int, *, notes: Sequence[str], provenance: dict[str, Any]
 ) -> BoxSource:
-    """The source of all boxes of `side` voxels that fit, tomogram after tomogram.
+    """The source of all boxes of `side` voxels that fit, tomogram after tomogram, and in each near after near.
 
     Raises:
         DataError: none of them fits.
@@ -130,7 +123,7 @@ def box_source(
     entries: list[Entry] = []
     padded: list[str] = []
     dropped: list[Placed] = []
-    for particle in _by_tomogram(particles):
+    for particle in _near_by_near(particles):
         start_zyx = _start(particle.position_zyx, side)
         overhang = _overhang(start_zyx, side, particle.tomogram.shape_dhw)
         if overhang > side // 3:
@@ -185,12 +178,16 @@ def demanded_side(options: ReadOptions) -> int:
     return options.box
 
 
-def _by_tomogram(particles: Sequence[Placed]) -> list[Placed]:
-    """Sorted by tomogram, each where it occurs first: one that has to be read whole is then read once."""
+def _near_by_near(particles: Sequence[Placed]) -> list[Placed]:
+    """Sorted by tomogram, each where it occurs first, and in it by cells: what has to be read whole is read once."""
     groups: dict[Path, list[Placed]] = {}
     for particle in particles:
         groups.setdefault(particle.tomogram.path, []).append(particle)
-    return [particle for group in groups.values() for particle in group]
+    return [particle for group in groups.values() for particle in sorted(group, key=_cell)]
+
+
+def _cell(particle: Placed) -> list[int]:
+    return [math.floor(position / _CELL) for position in particle.position_zyx]
 
 
 def _start(position_zyx: tuple[float, float, float], side: int) -> tuple[int, int, int]:

@@ -1,6 +1,7 @@
 """Dynamo tables (`.tbl`) with the folder of EM or MRC volumes that they number.
 
-Source of the columns: https://wiki.dynamo.biozentrum.unibas.ch, "Table convention".
+Source of the columns: https://wiki.dynamo.biozentrum.unibas.ch, "Table convention". Positions count voxels from the
+outer corner of the first one, whose centre is 0.5 ("Volume center").
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,11 @@ import pandas as pd
 
 from studytool.data.readers.em import looks_like_em, read_em
 from studytool.data.readers.mrc import read_mrc
-from studytool.data.readers.picks import Pick
-from studytool.data.readers.source import Entry, ReadOptions, ReadVolume
+from studytool.data.readers.picks import OUTER_CORNER, Pick
+from studytool.data.readers.source import NO_TOMOGRAM_NOTE, Entry, Listing, ReadOptions, ReadVolume, named
 from studytool.data.readers.tables import (
     CLASS_NOTE,
     MAX_COLUMNS,
-    NO_TOMOGRAM_NOTE,
     as_numbers,
     as_triple,
     class_label,
@@ -56,7 +55,7 @@ def recognize(path: Path, options: ReadOptions) -> DynamoSource | None:
     tags = _tags(path, table)
     labels, notes = _labels(path, table, options)
     tomograms = _tomograms(path, table, options)
-    positions_zyx = _positions_zyx(path, table)
+    positions_zyx = _positions_zyx(path, table) + OUTER_CORNER
     sizes = _voxel_sizes_angstrom(path, table)
     paths = _volumes(path, tags, options)
     if sizes is not None:
@@ -78,7 +77,7 @@ def recognize(path: Path, options: ReadOptions) -> DynamoSource | None:
 
 
 def picks_from_dynamo(path: Path, options: ReadOptions) -> list[Pick]:
-    """The refined position of every particle: x + dx, y + dy, z + dz, in voxels from the tomogram's corner.
+    """The refined position of every particle: x + dx, y + dy, z + dz, in voxels from the tomogram's outer corner.
 
     Raises:
         DataError: `path` is no Dynamo table or a damaged one, or a row names no tomogram.
@@ -99,21 +98,15 @@ def picks_from_dynamo(path: Path, options: ReadOptions) -> list[Pick]:
             tomogram=tomograms[row],
             position_zyx=as_triple(positions_zyx[row]),
             unit="voxel",
-            origin="corner",
+            origin="outer corner",
             where=f"{path}, row {row + 1}",
         )
         for row in range(len(tags))
     ]
 
 
-@dataclass(frozen=True)
-class DynamoSource:
+class DynamoSource(Listing):
     """A Dynamo table as `Source`; `where` is the path of a volume and the voxel size in the table, which is right."""
-
-    kind: str
-    entries: Sequence[Entry]
-    notes: Sequence[str] = ()
-    provenance: dict[str, Any] = field(default_factory=dict)
 
     def read(self, entry: Entry) -> ReadVolume:
         """Read the volume of one row.
@@ -122,10 +115,8 @@ class DynamoSource:
             DataError: names the table's row and what is wrong with the file.
         """
         path, size_angstrom = entry.where
-        try:
+        with named(entry):
             volume = _read_volume(path)
-        except DataError as error:
-            raise DataError(f"{entry.origin}: {error}") from error
         return ReadVolume(volume.volume_DHW, size_angstrom or volume.voxel_size_angstrom)
 
 

@@ -9,15 +9,12 @@ import math
 import os
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import emfile
 import numpy as np
 
-from studytool.data.readers.source import Entry, ReadOptions, ReadVolume
-from studytool.data.readers.tables import NO_TOMOGRAM_NOTE
+from studytool.data.readers.source import NO_TOMOGRAM_NOTE, Entry, Listing, ReadOptions, ReadVolume
 from studytool.errors import DataError
 
 _HEADER_BYTES = 512
@@ -70,14 +67,8 @@ def recognize(path: Path, options: ReadOptions) -> EmSource | None:
     return EmSource(kind, entries, tuple(notes), {"source": kind, "path": str(path)})
 
 
-@dataclass(frozen=True)
-class EmSource:
+class EmSource(Listing):
     """A source of one EM file per particle; the path of each is its entry's `where`."""
-
-    kind: str
-    entries: Sequence[Entry]
-    notes: Sequence[str] = ()
-    provenance: dict[str, Any] = field(default_factory=dict)
 
     def read(self, entry: Entry) -> ReadVolume:
         """Read the volume of one entry.
@@ -115,7 +106,7 @@ def read_em(path: Path) -> ReadVolume:
 
     Raises:
         DataError: the file is missing or cut off, its header claims more than it holds, it holds no single volume of
-            real numbers or was written by a big-endian machine, or some voxels are NaN or infinite.
+            real numbers or was written by a big-endian machine.
     """
     try:
         with path.open("rb") as file:
@@ -125,11 +116,8 @@ def read_em(path: Path) -> ReadVolume:
         _, data = emfile.read(path, mmap=True)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
-    with np.errstate(over="ignore"):  # a double too large for a float becomes infinite and is counted below
+    with np.errstate(over="ignore"):  # a double too large for a float becomes infinite, which the import refuses
         volume = np.array(data, dtype=np.float32)
-    bad = int(np.count_nonzero(~np.isfinite(volume)))
-    if bad:
-        raise DataError(f"{path}: {bad} of {volume.size} voxels are NaN or infinite; mend or leave out this volume")
     milliangstrom = struct.unpack("<i", content[_PIXEL_SIZE_OFFSET : _PIXEL_SIZE_OFFSET + 4])[0]
     told = milliangstrom in _PLAUSIBLE_MILLIANGSTROM and milliangstrom != 1000
     return ReadVolume(volume, milliangstrom / 1000 if told else None)

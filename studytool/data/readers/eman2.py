@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ import h5py
 import numpy as np
 
 from studytool.data.readers.mrcstack import count_volumes, read_volume_of_stack
-from studytool.data.readers.source import Entry, ReadOptions, ReadVolume
-from studytool.data.readers.tables import NO_TOMOGRAM_NOTE, head_of_text, lines_of_text, locate_files, require_unique
+from studytool.data.readers.source import NO_TOMOGRAM_NOTE, Entry, Listing, ReadOptions, ReadVolume, named
+from studytool.data.readers.tables import head_of_text, lines_of_text, locate_files, require_unique
 from studytool.errors import DataError, unknown_name
 
 _TOMOGRAM = "ptcl_source_image"  # what EMAN2 notes when it cuts particles from a tomogram
@@ -54,14 +54,8 @@ def recognize(path: Path, options: ReadOptions) -> Eman2Source | None:
     return None
 
 
-@dataclass(frozen=True)
-class Eman2Source:
+class Eman2Source(Listing):
     """Volumes in EMAN2's files; `where` is the file and the image's number (from 0) in it."""
-
-    kind: str
-    entries: Sequence[Entry]
-    notes: Sequence[str] = ()
-    provenance: dict[str, Any] = field(default_factory=dict)
 
     def read(self, entry: Entry) -> ReadVolume:
         """Read the volume of one entry.
@@ -70,13 +64,11 @@ class Eman2Source:
             DataError: names the image or the line of the list, and what is wrong with it.
         """
         path, number = entry.where
-        try:
+        with named(entry):
             if _is_hdf5(path):
                 with _opened(path) as file:
                     return _read_image(path, _images(path, file), number)
             mrc = read_volume_of_stack(path, number + 1)
-        except DataError as error:
-            raise DataError(f"{entry.origin}: {error}") from error
         return ReadVolume(mrc.volume_DHW, mrc.voxel_size_angstrom)
 
 
@@ -249,9 +241,6 @@ def _read_image(path: Path, images: h5py.Group, number: int) -> ReadVolume:
     dataset = _member(path, image, "image", h5py.Dataset)
     _check_dataset(path, dataset)
     volume = np.asarray(dataset[()], dtype=np.float32)
-    bad = int(np.count_nonzero(~np.isfinite(volume)))
-    if bad:
-        raise DataError(f"{path}: {bad} of {volume.size} voxels are NaN or infinite; mend or leave out this volume")
     return ReadVolume(volume, _voxel_size_angstrom(_properties(image, _PIXEL_SIZES)))
 
 

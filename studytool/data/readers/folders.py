@@ -11,30 +11,19 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from studytool.data.readers.mrc import read_mrc
-from studytool.data.readers.source import Entry, ReadOptions, ReadVolume
+from studytool.data.readers.source import NO_TOMOGRAM_NOTE, Entry, Listing, ReadOptions, ReadVolume
 from studytool.errors import DataError
 
-NO_TOMOGRAM_NOTE = (
-    "no tomogram is known: particles of one tomogram may come to stand in two splits, which makes results look better "
-    "than they are"
-)
 _ENDINGS = (".mrc", ".map", ".rec")
 _COMPRESSED = (".gz", ".bz2")
 _HEADER_BYTES = 1024
 _DELIMITERS = (",", ";", "\t")
 
 
-@dataclass(frozen=True)
-class MrcFiles:
+class MrcFiles(Listing):
     """A source of one MRC file per particle; the path of each is its entry's `where`."""
-
-    kind: str
-    entries: tuple[Entry, ...]
-    notes: tuple[str, ...]
-    provenance: dict[str, Any]
 
     def read(self, entry: Entry) -> ReadVolume:
         """Read the volume of one entry.

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from mrcfile.mrcinterpreter import MrcInterpreter
 
+from studytool.data.readers.source import require_finite
 from studytool.errors import DataError
 
 _HEADER_BYTES = 1024
@@ -169,9 +170,7 @@ def read_open_file(path: Path, file: BinaryIO) -> MrcVolume:
     if data is None or data.size != math.prod(header.shape_srx):
         raise DataError(f"{path}: the volume cannot be read; the file is damaged")
     volume = np.ascontiguousarray(data.reshape(header.shape_srx).transpose(header.order_zyx), dtype=np.float32)
-    if not np.isfinite(volume).all():
-        bad = int(np.count_nonzero(~np.isfinite(volume)))
-        raise DataError(f"{path}: {bad} of {volume.size} voxels are NaN or infinite; mend or leave out this volume")
+    require_finite(str(path), volume)
     return MrcVolume(volume, header.voxel_size_angstrom, header.voxel_size_zyx_angstrom)
 
 

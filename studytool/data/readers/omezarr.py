@@ -10,6 +10,7 @@ import itertools
 import json
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ _CODECS = ("blosc", "zstd", "zlib", "gzip", "lz4", "bz2", "lzma")
 _MAX_SIDE = 2**16
 _MAX_BYTES = 2**40
 _MAX_CHUNK_BYTES = 2**30
+_LARGE_CHUNK = 2**26
 _MAX_STORED = 1.1  # as a part of the chunk's bytes: what cannot be compressed grows by less
 _ANGSTROM = {"angstrom": 1.0, "nanometer": 10.0, "micrometer": 1e4}
 _AXES = ["z", "y", "x"]
@@ -47,24 +49,57 @@ class OmeZarr:
         Raises:
             DataError: a chunk is missing, too large for what it should hold, or damaged.
         """
-        zarr = _zarr()
-        self._check_chunks(part)
-        try:
-            store = zarr.DirectoryStore(str(self.folder), dimension_separator=self.separator)
-            return zarr.Array(store, read_only=True)[part]
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, EOFError, zarr.errors.MetadataError) as error:
-            raise DataError(f"{self.folder}: a chunk cannot be read: {_line(error)}") from error
+        first, *others = self._chunks_under(part)
+        decoded = _large_chunk if self.chunk_bytes > _LARGE_CHUNK else _small_chunk
+        starts = [side.start for side in part]
+        values = np.empty([side.stop - side.start for side in part], decoded(self, first).dtype)
+        for index in (first, *others):
+            begins = [number * side for number, side in zip(index, self.chunks, strict=True)]
+            chunk = decoded(self, index)
+            common = [
+                (max(side.start, begin), min(side.stop, begin + length))
+                for side, begin, length in zip(part, begins, chunk.shape, strict=True)
+            ]
+            to = tuple(slice(low - start, high - start) for (low, high), start in zip(common, starts, strict=True))
+            source = tuple(slice(low - begin, high - begin) for (low, high), begin in zip(common, begins, strict=True))
+            values[to] = chunk[source]
+        return values
 
-    def _check_chunks(self, part: tuple[slice, slice, slice]) -> None:
-        """What is missing would be read as zeros."""
-        ranges = [range(p.start // c, (p.stop - 1) // c + 1) for p, c in zip(part, self.chunks, strict=True)]
-        for index in itertools.product(*ranges):
+    def _chunks_under(self, part: tuple[slice, slice, slice]) -> list[tuple[int, int, int]]:
+        """The chunks of a part, all there: what is missing would be read as zeros."""
+        z, y, x = (
+            range(side.start // length, (side.stop - 1) // length + 1)
+            for side, length in zip(part, self.chunks, strict=True)
+        )
+        indices = list(itertools.product(z, y, x))
+        for index in indices:
             chunk = self.folder / self.separator.join(map(str, index))
             if not chunk.is_file():
                 raise DataError(f"{chunk}: this chunk is missing; the tomogram is not whole, fetch it again")
             stored = chunk.stat().st_size
             if stored > _MAX_STORED * self.chunk_bytes + 1024:
                 raise DataError(f"{chunk}: {stored} bytes for a chunk of {self.chunk_bytes}; it is damaged")
+        return indices
+
+
+def _decoded(volume: OmeZarr, index: tuple[int, int, int]) -> np.ndarray[Any, Any]:
+    zarr = _zarr()
+    z, y, x = (
+        slice(number * length, min((number + 1) * length, side))
+        for number, length, side in zip(index, volume.chunks, volume.shape, strict=True)
+    )
+    try:
+        store = zarr.DirectoryStore(str(volume.folder), dimension_separator=volume.separator)
+        chunk: np.ndarray[Any, Any] = zarr.Array(store, read_only=True)[z, y, x]
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, EOFError, zarr.errors.MetadataError) as error:
+        name = volume.separator.join(map(str, index))
+        raise DataError(f"{volume.folder / name}: this chunk cannot be read: {_line(error)}") from error
+    return chunk
+
+
+# The boxes of a tomogram come near after near (see `boxes`), so that few chunks, 256 MiB at most or one, serve many.
+_small_chunk = lru_cache(maxsize=4)(_decoded)
+_large_chunk = lru_cache(maxsize=1)(_decoded)
 
 
 def open_ome_zarr(path: Path) -> OmeZarr:

@@ -6,14 +6,14 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from studytool.data.dataset import Dataset
 from studytool.data.manifest import MANIFEST_NAME
-from studytool.data.readers.source import Entry, ReadOptions, ReadVolume
+from studytool.data.readers.source import NO_TOMOGRAM_NOTE, Entry, Listing, ReadOptions, ReadVolume
 from studytool.data.shards import open_dataset
+from studytool.data.voxels import widened
 from studytool.errors import DataError
 from studytool.files import sha256_of
 
@@ -21,13 +21,9 @@ _HEAD_BYTES = 4096
 
 
 @dataclass(frozen=True)
-class ShardSet:
+class ShardSet(Listing):
     """A dataset folder as a source; an entry's `where` is its row number."""
 
-    kind: str
-    entries: tuple[Entry, ...]
-    notes: tuple[str, ...]
-    provenance: dict[str, Any]
     folder: Path
 
     def read(self, entry: Entry) -> ReadVolume:
@@ -44,7 +40,7 @@ class ShardSet:
         _check_shard(self.folder, dataset.manifest.shards[shard].name, dataset.manifest.shards[shard].sha256)
         stored = np.empty((1, *dataset.manifest.shape_dhw), dtype=dataset.manifest.dtype)
         dataset.gather(np.array([entry.where]), stored)
-        return ReadVolume(stored[0].astype(np.float32), dataset.manifest.voxel_size_angstrom)
+        return ReadVolume(widened(stored[0]), dataset.manifest.voxel_size_angstrom)
 
 
 def recognize(path: Path, options: ReadOptions) -> ShardSet | None:
@@ -65,7 +61,7 @@ def recognize(path: Path, options: ReadOptions) -> ShardSet | None:
     return ShardSet(
         kind="studytool dataset",
         entries=_entries(path, dataset),
-        notes=() if any(dataset.tomograms) else ("no tomogram is known in this dataset",),
+        notes=() if all(dataset.tomograms) else (NO_TOMOGRAM_NOTE,),
         provenance={"path": str(path), "fingerprint": manifest.fingerprint, "provenance": manifest.provenance},
         folder=path,
     )

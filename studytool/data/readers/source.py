@@ -7,12 +7,20 @@ read in worker processes, so that a `Source` can be pickled and holds no open fi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+
+from studytool.errors import DataError
+
+NO_TOMOGRAM_NOTE = (
+    "no tomogram is known, or not of all particles: those of one tomogram may come to stand on both sides of a split, "
+    "which makes results look better than they are; --group-column names a table's column that tells it"
+)
 
 Volume = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -96,3 +104,33 @@ class ReadVolume:
 
     volume_DHW: Volume
     voxel_size_angstrom: float | None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What is the same in every reader's `Source`, which has `read` and its own references besides."""
+
+    kind: str
+    entries: Sequence[Entry]
+    notes: Sequence[str]
+    provenance: dict[str, Any]
+
+
+@contextmanager
+def named(entry: Entry) -> Iterator[None]:
+    """Put the entry's origin before what is wrong with its file."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{entry.origin}: {error}") from error
+
+
+def require_finite(where: str, volume: np.ndarray[Any, Any]) -> None:
+    """Refuse a volume in which not every voxel is a number.
+
+    Raises:
+        DataError: names `where`, and how many are not.
+    """
+    if not np.isfinite(volume).all():
+        bad = int(np.count_nonzero(~np.isfinite(volume)))
+        raise DataError(f"{where}: {bad} of {volume.size} voxels are NaN or infinite; mend it or leave it out")

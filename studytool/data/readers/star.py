@@ -1,23 +1,27 @@
-"""Particles listed in STAR files (RELION 3 to 5, Warp, M), as single 3D files or as `N@stack`."""
+"""Particles listed in STAR files (RELION 3 to 5, Warp, M), as single 3D files or as `N@stack`.
+
+Label, split, id and noise of a file that `studytool data export` has written are taken from its own columns.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from studytool.data.export import ID_COLUMN, LABEL_COLUMN, SNR_COLUMN, SPLIT_COLUMN
+from studytool.data.particles import SPLITS
 from studytool.data.readers.mrc import MrcVolume, read_mrc
 from studytool.data.readers.mrcstack import count_volumes, read_volume_of_stack
 from studytool.data.readers.picks import Pick
-from studytool.data.readers.source import Entry, ReadOptions, ReadVolume
+from studytool.data.readers.source import NO_TOMOGRAM_NOTE, Entry, Listing, ReadOptions, ReadVolume, named
 from studytool.data.readers.startable import StarTable, is_star, read_star_table
 from studytool.data.readers.tables import (
     CLASS_NOTE,
-    NO_TOMOGRAM_NOTE,
     as_triple,
     class_label,
     column_named,
@@ -25,7 +29,7 @@ from studytool.data.readers.tables import (
     locate_files,
     require_unique,
 )
-from studytool.errors import DataError
+from studytool.errors import DataError, unknown_name
 
 _CTF_NOTE = (
     "these are pseudo-subtomograms: sums over tilts, CTF-premultiplied, and no plain densities; do not mix them with "
@@ -50,7 +54,7 @@ def recognize(path: Path, options: ReadOptions) -> StarSource | None:
     if names is None:
         raise DataError(
             f"{path}: no column rlnImageName, so no volumes; to cut boxes at the positions in it, add "
-            "--tomograms FOLDER --box N"
+            "--tomograms FOLDER --cut N"
         )
     split = [_NUMBERED.fullmatch(name) for name in names]
     found = locate_files(
@@ -62,6 +66,8 @@ def recognize(path: Path, options: ReadOptions) -> StarSource | None:
     require_unique(path, particle_ids)
     labels, label_notes = _labels(table, options)
     tomograms = _tomograms(table, options)
+    splits = _splits(table)
+    noise = table.numbers(SNR_COLUMN)
     sizes = table.voxel_sizes_angstrom()
     positions_zyx = _positions_in_voxels(table, sizes)
     entries = [
@@ -71,6 +77,8 @@ def recognize(path: Path, options: ReadOptions) -> StarSource | None:
             tomogram=tomograms[row] if tomograms else "",
             where=_Where(found.paths[row], numbers[row], None if sizes is None else float(sizes[row])),
             origin=f"{path}, row {row + 1}",
+            split=splits[row],
+            snr=None if noise is None else float(noise[row]),
             position_zyx=None if positions_zyx is None else as_triple(positions_zyx[row]),
         )
         for row in range(len(names))
@@ -135,14 +143,8 @@ class _Where:
         return read_mrc(self.path) if self.number is None else read_volume_of_stack(self.path, self.number)
 
 
-@dataclass(frozen=True)
-class StarSource:
+class StarSource(Listing):
     """A STAR file as `Source`; where table and volume disagree on the voxel size, the table is right."""
-
-    kind: str
-    entries: Sequence[Entry]
-    notes: Sequence[str] = ()
-    provenance: dict[str, Any] = field(default_factory=dict)
 
     def read(self, entry: Entry) -> ReadVolume:
         """Read the volume of one row.
@@ -151,10 +153,8 @@ class StarSource:
             DataError: names the table's row and what is wrong with the file.
         """
         where: _Where = entry.where
-        try:
+        with named(entry):
             volume = where.volume()
-        except DataError as error:
-            raise DataError(f"{entry.origin}: {error}") from error
         return ReadVolume(volume.volume_DHW, where.voxel_size_angstrom or volume.voxel_size_angstrom)
 
 
@@ -163,7 +163,7 @@ def _refuse_images(table: StarTable) -> None:
         raise DataError(
             f"{table.path}: RELION 5 particles kept as stacks of 2D tilt images (rlnTomoSubTomosAre2DStacks 1), not as "
             "volumes; extract them again with 'Write output as 2D stacks' set to No, or cut boxes from the tomograms: "
-            "--tomograms FOLDER --box N"
+            "--tomograms FOLDER --cut N"
         )
     dimensions = table.numbers("rlnImageDimensionality")
     if dimensions is not None and (dimensions == 2).any():
@@ -187,7 +187,7 @@ def _check_numbers(table: Path, paths: Sequence[Path], numbers: Sequence[int | N
 
 
 def _particle_ids(table: StarTable) -> list[str]:
-    for column in ("rlnTomoParticleName", "rlnImageName"):
+    for column in (ID_COLUMN, "rlnTomoParticleName", "rlnImageName"):
         names = table.texts(column)
         if names is not None and all(names):
             return names
@@ -196,7 +196,9 @@ def _particle_ids(table: StarTable) -> list[str]:
 
 def _labels(table: StarTable, options: ReadOptions) -> tuple[list[str], list[str]]:
     """Labels, and what has to be said of them."""
-    column = _CLASS if options.label is None else None
+    column = None
+    if options.label is None:
+        column = LABEL_COLUMN if LABEL_COLUMN in table.particles else _CLASS
     if options.label_column is not None:
         column = column_named(table.path, options.label_column, table.particles.columns, "column for --label-column")
     texts = None if column is None else table.texts(column)
@@ -206,6 +208,19 @@ def _labels(table: StarTable, options: ReadOptions) -> tuple[list[str], list[str
         return texts, []
     labels = [class_label(text) for text in texts]
     return labels, [CLASS_NOTE] if any(labels) else []
+
+
+def _splits(table: StarTable) -> list[str]:
+    """The splits that `studytool data export` has written, "" where there are none.
+
+    Raises:
+        DataError: names the row with a split that there is not.
+    """
+    splits = table.texts(SPLIT_COLUMN) or [""] * len(table.particles)
+    for row, split in enumerate(splits, start=1):
+        if split not in (*SPLITS, ""):
+            raise DataError(f"{table.path}, row {row}: {SPLIT_COLUMN}: {unknown_name('split', split, SPLITS)}")
+    return splits
 
 
 def _tomograms(table: StarTable, options: ReadOptions) -> list[str] | None:

@@ -19,10 +19,6 @@ CLASS_NOTE = (
     "the labels are class numbers of the table, that is another program's output and no ground truth; name a column "
     "with --label-column, or one label with --label, if there is something better"
 )
-NO_TOMOGRAM_NOTE = (
-    "the table does not say which tomogram a particle is from; without --group-column, particles of one tomogram may "
-    "stand on both sides of a split"
-)
 MAX_COLUMNS = 1000
 _MAX_BYTES = 2**30
 _MAX_LINE_CHARACTERS = 100_000

@@ -5,8 +5,7 @@ What positions count in and from, all brought to voxels of the tomogram from 0 a
 - RELION 3, Warp, M: voxels of the pixel size in the table, which may be finer than the tomogram's, from 0.
 - RELION 4: the same, of the tilt series' pixel size. RELION 5: Å from the tomogram's centre, which it has at half the
   size. (A position in Å divided by the tomogram's voxel size: binned tomograms of RELION keep the centre of voxel 0.)
-- Dynamo: voxels from the outer corner of the first one, whose centre is 0.5
-  (https://wiki.dynamo.biozentrum.unibas.ch, "Volume center").
+- Dynamo: voxels from the outer corner of the first one, which stays where it is when voxels are binned.
 - CSV: voxels of the tomogram from 0 (`x,y,z`), or Å from the centre of the first voxel (`x_angstrom,…`).
 """
 
@@ -22,7 +21,7 @@ import dynamotable
 from studytool.data.readers.boxes import BoxSource, Placed, Tomogram, box_source, demanded_side
 from studytool.data.readers.dynamo import picks_from_dynamo
 from studytool.data.readers.mrc import MrcHeader, read_header
-from studytool.data.readers.picks import Pick
+from studytool.data.readers.picks import OUTER_CORNER, Pick
 from studytool.data.readers.pointcsv import is_point_csv, picks_from_csv
 from studytool.data.readers.source import ReadOptions
 from studytool.data.readers.star import picks_from_star
@@ -32,7 +31,6 @@ from studytool.data.readers.tomogramfiles import find_tomograms, stem_of
 from studytool.errors import DataError
 
 _SAME_SIZE = 0.01
-_DYNAMO_FIRST_CENTRE = 0.5
 
 
 def recognize(path: Path, options: ReadOptions) -> BoxSource | None:
@@ -63,7 +61,7 @@ def recognize(path: Path, options: ReadOptions) -> BoxSource | None:
             label=pick.label,
             group=pick.tomogram or stem_of(found.files[pick.tomogram].name),
             tomogram=tomograms[pick.tomogram],
-            position_zyx=_in_voxels(pick, size, table.first_centre, tomograms[pick.tomogram]),
+            position_zyx=_in_voxels(pick, size, tomograms[pick.tomogram]),
             where=pick.where,
         )
         for pick, size in zip(table.picks, table.sizes_angstrom, strict=True)
@@ -75,16 +73,12 @@ def recognize(path: Path, options: ReadOptions) -> BoxSource | None:
 
 @dataclass(frozen=True)
 class _Table:
-    """Picks, and the size in Å of the voxels that those of unit "voxel" count, None where the table does not tell.
-
-    `first_centre` is where the centre of a tomogram's first voxel is, in voxels of the tomogram.
-    """
+    """Picks, and the size in Å of the voxels that those of unit "voxel" count, None where the table does not tell."""
 
     kind: str
     picks: Sequence[Pick]
     sizes_angstrom: Sequence[float | None]
     notes: Sequence[str] = ()
-    first_centre: float = 0.0
 
 
 def _table_and_tomograms(path: Path, options: ReadOptions) -> tuple[Path, Path]:
@@ -110,7 +104,7 @@ def _read_table(path: Path, options: ReadOptions) -> _Table:
     if re.fullmatch(r"[\d.eE+]+", first[0]):
         picks = picks_from_dynamo(path, options)
         sizes = _dynamo_sizes(path, len(picks))
-        return _Table("Dynamo table", picks, sizes, _class_notes(picks, options), _DYNAMO_FIRST_CENTRE)
+        return _Table("Dynamo table", picks, sizes, _class_notes(picks, options))
     raise DataError(
         f"{path}: not a table of positions; what is read is a STAR file, a Dynamo table, or a CSV with the columns x, "
         "y, z (voxels) or x_angstrom, y_angstrom, z_angstrom"
@@ -130,9 +124,7 @@ def _class_notes(picks: Iterable[Pick], options: ReadOptions) -> list[str]:
     return [CLASS_NOTE] if from_classes else []
 
 
-def _in_voxels(
-    pick: Pick, size_angstrom: float | None, first_centre: float, tomogram: Tomogram
-) -> tuple[float, float, float]:
+def _in_voxels(pick: Pick, size_angstrom: float | None, tomogram: Tomogram) -> tuple[float, float, float]:
     """The position in voxels of the tomogram, from 0 at the centre of the first one.
 
     Raises:
@@ -144,7 +136,8 @@ def _in_voxels(
         in_voxels = 1.0
     else:
         in_voxels = size_angstrom / tomogram.voxel_size_angstrom
-    origin = [size / 2 if pick.origin == "centre" else -first_centre for size in tomogram.shape_dhw]
+    corner = OUTER_CORNER if pick.origin == "outer corner" else 0.0
+    origin = [size / 2 if pick.origin == "centre" else corner for size in tomogram.shape_dhw]
     z, y, x = (value * in_voxels + start for value, start in zip(pick.position_zyx, origin, strict=True))
     return z, y, x
 

@@ -9,6 +9,7 @@ import mrcfile
 import numpy as np
 import pytest
 
+from studytool.data import importing
 from studytool.data.readers.copick import recognize
 from studytool.data.readers.source import ReadOptions
 from studytool.errors import DataError
@@ -337,6 +338,14 @@ def test_a_download_of_the_portal(kind, given, tmp_path):
     assert_bright_in_the_middle(source)
 
 
+def test_a_whole_run_of_the_portal_is_no_folder_of_classes(portal):
+    """A run has folders of MRC files that are no particles: tilt series, frames."""
+    write_mrc(portal / "TS_01" / "TiltSeries" / "100" / "TS_01.mrc")
+    write_mrc(portal / "TS_01" / "Frames" / "TS_01_0.mrc")
+    for path in (portal, portal / "TS_01"):
+        assert importing.recognize(path, OPTIONS).kind == "CryoET Data Portal runs"
+
+
 def test_the_portal_needs_no_copick(portal, monkeypatch):
     monkeypatch.setitem(sys.modules, "copick", None)
     assert_bright_in_the_middle(recognize(portal, OPTIONS))
@@ -495,3 +504,22 @@ def test_only_the_chunks_under_the_box_are_read(project):
         if tuple(map(int, path.relative_to(folder).parts)) not in needed:
             path.unlink()
     assert_bright_in_the_middle(recognize(project, OPTIONS))
+
+
+def test_chunks_are_put_together_and_decoded_once(project, monkeypatch):
+    """Random values in chunks that do not divide the shape; far apart points are read cell by cell."""
+    shape = (20, 24, 300)
+    values = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    path = run_of(project) / "VoxelSpacing10.000" / "wbp.zarr"
+    shutil.rmtree(path)
+    write_zarr(path, values, chunks=(9, 24, 130))
+    write_picks(run_of(project), places=[(9, 12, 10), (9, 12, 290), (9, 12, 12), (9, 12, 288), (9, 12, 130)])
+    source = recognize(project, OPTIONS)
+    assert [entry.position_zyx[2] for entry in source.entries] == [10, 12, 130, 290, 288]
+    decoded = []
+    whole = zarr.Array.__getitem__
+    monkeypatch.setattr(zarr.Array, "__getitem__", lambda self, part: decoded.append(part) or whole(self, part))
+    for entry in source.entries:
+        z, y, x = (int(place) - BOX // 2 for place in entry.position_zyx)
+        np.testing.assert_array_equal(source.read(entry).volume_DHW, values[z : z + BOX, y : y + BOX, x : x + BOX])
+    assert len(decoded) == 6

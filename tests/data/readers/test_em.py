@@ -7,6 +7,7 @@ import emfile
 import numpy as np
 import pytest
 
+from studytool.data.importplan import read_checked
 from studytool.data.readers.em import read_em, recognize
 from studytool.data.readers.source import ReadOptions
 from studytool.errors import DataError
@@ -138,7 +139,9 @@ def test_files_cut_off(tmp_path, length):
 def test_voxels_that_are_no_numbers(tmp_path, bad):
     volume = VOLUME.astype(np.float64)
     volume[1:3, 2, 2] = bad
-    assert "2 of 120 voxels are NaN or infinite" in refused(write(tmp_path / "a.em", volume))
+    source = recognize(write(tmp_path / "a.em", volume), OPTIONS)
+    with pytest.raises(DataError, match=r"a\.em: 2 of 120 voxels are NaN or infinite"):
+        read_checked(source, source.entries[0])
 
 
 def test_missing(tmp_path):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 
+import lab
 import mrcfile
 import numpy as np
 import pytest
@@ -55,12 +56,7 @@ def three(folder, columns=(), values=((), (), ()), before="", name="particles", 
 
 
 def refused(path, options=OPTIONS, function=recognize):
-    with pytest.raises(DataError) as caught:
-        function(path, options)
-    message = str(caught.value)
-    assert str(path) in message
-    assert "\n" not in message
-    return message
+    return lab.refused(lambda: function(path, options), path)
 
 
 def size_of(source):
@@ -206,6 +202,22 @@ def test_a_column_that_is_not_there(tmp_path, option):
     assert "did you mean 'rlnClassNumber'" in message
 
 
+def test_the_columns_of_an_export(tmp_path):
+    columns = ("rlnClassNumber", "rlnMicrographName", "studytoolLabel", "studytoolSplit", "studytoolId", "studytoolSnr")
+    rows = [(1, "t1", "x", "train", "p1", 0.1), (1, "t2", "y", '""', "p2", 0.1), (2, "t1", "x", "train", "p3", 0.2)]
+    path = three(tmp_path, columns, rows)
+    source = recognize(path, OPTIONS)
+    found = [(e.particle_id, e.label, e.tomogram, e.split, e.snr) for e in source.entries]
+    assert found == [("p1", "x", "t1", "train", 0.1), ("p2", "y", "t2", "", 0.1), ("p3", "x", "t1", "train", 0.2)]
+    assert source.notes == ()
+    assert recognize(path, ReadOptions(label="ribosome")).entries[0].label == "ribosome"
+    assert recognize(path, ReadOptions(label_column="rlnClassNumber")).entries[2].label == "class 2"
+    bad = three(tmp_path, columns, [*rows[:2], (2, "t1", "x", "trian", "p3", 0.2)])
+    message = refused(bad)
+    assert "row 3" in message
+    assert "did you mean 'train'" in message
+
+
 # pseudo-subtomograms, 2D stacks
 
 
@@ -238,7 +250,7 @@ def test_relion_4_pseudo_subtomograms_are_read_with_a_note(tmp_path):
 def test_relion_5_stacks_of_tilts_are_refused(shared_data):
     message = refused(shared_data / "star_fixtures" / "relion5_class3d_data.star")
     assert "2D tilt images" in message
-    assert "--tomograms FOLDER --box N" in message
+    assert "--tomograms FOLDER --cut N" in message
 
 
 def test_two_dimensional_images_are_refused(tmp_path):
