@@ -164,6 +164,7 @@ def import_(
     from studytool.data.importing import import_dataset, plan_import, recognize
     from studytool.data.importplan import import_settings, oddity_lines, plan_lines
     from studytool.data.readers.source import ReadOptions
+    from studytool.errors import DataError
     from studytool.study.counting import progress_of
 
     settings = import_settings(
@@ -193,6 +194,8 @@ def import_(
         tomogram_type=tomogram_type,
         picks_of=picks_of,
     )
+    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+        raise DataError(f"{out}: lies in the source {source}, which is left as it is; choose a folder elsewhere")
     found = recognize(source, options)
     for line in [f"{source}: {found.kind}", *(f"note: {note}" for note in found.notes)]:
         print(line, flush=True)

@@ -17,6 +17,7 @@ Volume = np.ndarray[Any, np.dtype[np.float32]]
 
 _SAME_SIZE = 1e-4  # voxel sizes this near are one: over a box of 256 voxels that is a fortieth of a voxel
 _ROUNDING = 1e-5  # of a deviation; a mean this near zero is zero
+_SQUARES_FIT = (1e-12, 1e12)  # sums of squares of values between these neither vanish in float32 nor overflow
 _HUNDREDTH = 0.01  # of a voxel may be missing for a new voxel to fit: 3.3333 Å stands for a third of 10
 
 
@@ -46,6 +47,13 @@ def conformed_shape(
     """The shape that `conform` gives a volume of `shape_dhw`."""
     if settings.box is not None:
         return (settings.box,) * 3
+    return uncropped_shape(shape_dhw, voxel_size_angstrom, settings)
+
+
+def uncropped_shape(
+    shape_dhw: tuple[int, int, int], voxel_size_angstrom: float, settings: ImportSettings
+) -> tuple[int, int, int]:
+    """The shape that a volume has before it is cropped or padded."""
     sides = list(shape_dhw)
     if settings.transpose is not None:
         sides = [shape_dhw[axis] for axis in _order(settings.transpose)]
@@ -91,6 +99,9 @@ def cropped_or_padded(volume: Volume, side: int) -> Volume:
 
 def standardized(volume: Volume) -> Volume:
     """Mean 0 and deviation 1 over all voxels; a volume of one value throughout becomes 0."""
+    peak = np.abs(volume).max()
+    if peak > 0 and not _SQUARES_FIT[0] < peak < _SQUARES_FIT[1]:
+        volume = volume / peak
     mean = volume.mean()
     centred: Volume = volume - mean
     rest = centred.mean()  # what float32 could not hold of a mean that is large beside the deviation
@@ -130,6 +141,7 @@ def _resampling(side: int, scale: float) -> np.ndarray[Any, np.dtype[np.float64]
     cycles = np.arange(side // 2 + 1) / side
     kept = np.where(cycles == 0, 1.0, 2.0) * (cycles <= 0.5 / max(scale, 1) * (1 + 1e-9))
     kept[np.isclose(cycles * max(scale, 1), 0.5)] /= 2  # at the limit itself half, as two frequencies meet there
-    waves = np.cos(2 * np.pi * offsets[..., None] * cycles)
-    matrix: np.ndarray[Any, np.dtype[np.float64]] = waves @ kept / side
+    matrix = np.zeros_like(offsets)
+    for frequency, weight in zip(cycles[kept > 0], kept[kept > 0], strict=True):  # one by one, as all need much memory
+        matrix += weight / side * np.cos(2 * np.pi * frequency * offsets)
     return matrix

@@ -59,6 +59,10 @@ def recognize(path: Path, options: ReadOptions) -> Source:
     """
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
+    if not str(path).isprintable():
+        raise DataError(f"{ascii(str(path))}: a name with characters that cannot be printed or are no UTF-8; rename it")
+    if path.is_file() and not path.stat().st_size or path.is_dir() and not any(path.iterdir()):
+        raise DataError(f"{path}: an empty {'file' if path.is_file() else 'folder'}; there is nothing to import")
     _refuse_pickle(path)
     for name in READERS:
         source: Source | None = import_module(f"studytool.data.readers.{name}").recognize(path, options)
@@ -198,7 +202,7 @@ def _key(source: Source, entries: Sequence[Entry], settings: ImportSettings) -> 
     for path in files:
         if path.exists():
             state = path.stat()
-            digest.update(f"{path}|{state.st_size}|{state.st_mtime_ns}".encode())
+            digest.update(f"{ascii(path)}|{state.st_size}|{state.st_mtime_ns}".encode())
     return digest.hexdigest()
 
 

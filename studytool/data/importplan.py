@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,13 +13,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from studytool.data.conform import conformed_shape
+from studytool.data.conform import conformed_shape, uncropped_shape
 from studytool.data.readers.source import Entry, ReadVolume, Source, require_finite
 from studytool.errors import DataError, unknown_name
 from studytool.settings import ImportSettings
 
 SAME_VOXEL_SIZE = 0.01  # headers that differ by less differ by rounding
 _LOOKED_AT = 16
+_MOST_VOXELS = 512**3  # of a volume, so that what is being made of it fits into memory
+_LONGEST_NAME = 255
+_LONGEST_ID = 4096
 
 
 @dataclass(frozen=True)
@@ -54,9 +59,10 @@ def import_settings(**values: Any) -> ImportSettings:
         return ImportSettings(**values)
     except ValidationError as error:
         problem = error.errors()[0]
-        option = "--" + str(problem["loc"][0]).removesuffix("_angstrom").replace("_to", "").replace("_", "-") + ": "
+        name = str(problem["loc"][0]) if problem["loc"] else ""
+        option = "--" + name.removesuffix("_angstrom").replace("_to", "").replace("_", "-") + ": "
         reason = problem["msg"].removeprefix("Value error, ")
-        raise DataError(f"{option if problem['loc'] else ''}{reason[:1].lower()}{reason[1:]}") from error
+        raise DataError(f"{option if name else ''}{reason[:1].lower()}{reason[1:]}") from error
 
 
 def plan_lines(plan: ImportPlan) -> list[str]:
@@ -93,6 +99,7 @@ def plan_import(source: Source, settings: ImportSettings) -> ImportPlan:
             to do about it.
     """
     entries, dropped = _chosen(source, settings)
+    _check_names(entries)
     _check_ids(entries)
     _check_splits(entries)
     oddities: dict[str, dict[str, Any]] = {}
@@ -104,6 +111,7 @@ def plan_import(source: Source, settings: ImportSettings) -> ImportPlan:
     first_entry, first = seen[0]
     voxel_size = known_voxel_size(first_entry, first.voxel_size_angstrom, settings)
     depth, height, width = first.volume_DHW.shape
+    _check_size(first_entry, (depth, height, width), voxel_size, settings)
     for entry, volume in seen[1:]:
         check_alike(entry, volume, first_entry, voxel_size, (depth, height, width), settings)
     target = settings.rescale_to_angstrom
@@ -137,7 +145,10 @@ def read_checked(source: Source, entry: Entry) -> tuple[ReadVolume, tuple[str, .
     if volume.ndim != 3 or not volume.size:
         raise DataError(f"{entry.origin}: an array of shape {list(volume.shape)}, not a volume")
     require_finite(entry.origin, volume)
-    return read, tuple(str(warning.message) for warning in caught)
+    odd = [str(warning.message) for warning in caught]
+    if volume.min() == volume.max():
+        odd.append(f"{entry.origin}: every voxel has the same value, so that there is nothing to see in this volume")
+    return read, tuple(odd)
 
 
 def count_oddities(oddities: dict[str, dict[str, Any]], messages: Iterable[str]) -> None:
@@ -189,6 +200,7 @@ def check_alike(
     if shape == first_shape_dhw and voxel_size == first_voxel_size_angstrom:
         return voxel_size
     depth, height, width = shape
+    _check_size(entry, (depth, height, width), voxel_size, settings)
     wanted = conformed_shape(first_shape_dhw, first_voxel_size_angstrom, settings)
     if conformed_shape((depth, height, width), voxel_size, settings) != wanted:
         raise DataError(
@@ -224,6 +236,40 @@ def _chosen(source: Source, settings: ImportSettings) -> tuple[tuple[Entry, ...]
         why = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count) or "it holds none"
         raise DataError(f"{source.kind}: no particle is left to import ({why})")
     return chosen, {reason: count for reason, count in dropped.items() if count}
+
+
+def _check_size(
+    entry: Entry, shape_dhw: tuple[int, int, int], voxel_size_angstrom: float, settings: ImportSettings
+) -> None:
+    shapes = [function(shape_dhw, voxel_size_angstrom, settings) for function in (uncropped_shape, conformed_shape)]
+    largest = max(shapes, key=math.prod)
+    if settings.rescale_to_angstrom is None:
+        largest = shapes[1]  # cropping takes no memory
+    if math.prod(largest) > _MOST_VOXELS:
+        raise DataError(
+            f"{entry.origin}: {' x '.join(map(str, shape_dhw))} voxels of {voxel_size_angstrom:g} Å would become "
+            f"{' x '.join(map(str, largest))}; {_MOST_VOXELS} voxels (512 x 512 x 512) is the most: see --box, "
+            "--rescale, --voxel-size"
+        )
+
+
+def _check_names(entries: Sequence[Entry]) -> None:
+    """Names go into tables, files and on screens."""
+    checked: set[tuple[str, str]] = set()
+    for entry in entries:
+        for kind, name, most in (
+            ("label", entry.label, _LONGEST_NAME),
+            ("tomogram", entry.tomogram, _LONGEST_NAME),
+            ("id", entry.particle_id, _LONGEST_ID),
+        ):
+            if (kind, name) in checked:
+                continue
+            checked.add((kind, name))
+            if len(name) > most or any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in name):
+                raise DataError(
+                    f"{ascii(entry.origin)[1:-1]}: the {kind} {ascii(name[:60])} has {len(name)} characters; it may "
+                    f"have {most}, all of them printable and UTF-8: rename it"
+                )
 
 
 def _check_ids(entries: Sequence[Entry]) -> None:

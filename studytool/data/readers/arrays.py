@@ -22,6 +22,7 @@ from numpy.lib import format as npy
 
 from studytool.data.particles import SPLITS
 from studytool.data.readers.source import NO_TOMOGRAM_NOTE, Entry, Listing, ReadOptions, ReadVolume
+from studytool.data.readers.tables import column_named, lines_of_text
 from studytool.errors import DataError
 
 INTEGER_LABELS_NOTE = (
@@ -30,6 +31,7 @@ INTEGER_LABELS_NOTE = (
 _NPY_MAGIC = b"\x93NUMPY"
 _ZIP_MAGIC = b"PK\x03\x04"
 _MAX_EXPANSION = 1000  # of a compressed member; volumes worth reading do not shrink to less than a thousandth
+_MOST_CHANNELS = 4
 _MAX_LABEL_BYTES = 2**30
 _VOLUME_NAMES = ("volumes", "images", "x", "data", "subtomograms")
 _LABEL_NAMES = ("labels", "label", "y", "targets")
@@ -136,7 +138,12 @@ def _named_arrays(
     def find(names: Sequence[str]) -> str | None:
         return next((lower[name] for name in names if name in lower), None)
 
-    volumes, label_name, group_name = find(_VOLUME_NAMES), find(_LABEL_NAMES), find(_GROUP_NAMES)
+    def chosen(asked: str | None, names: Sequence[str], kind: str) -> str | None:
+        return find(names) if asked is None else column_named(path, asked, members, kind)
+
+    volumes = find(_VOLUME_NAMES)
+    label_name = chosen(options.label_column, _LABEL_NAMES, "array of labels")
+    group_name = chosen(options.group_column, _GROUP_NAMES, "array of tomograms")
     if volumes is None:
         raise DataError(
             f"{path}: holds the arrays {', '.join(sorted(members)[:20])}; the volumes have to be called one of "
@@ -231,6 +238,8 @@ def _stack(path: Path, member: str | None, shape: tuple[int, ...], dtype: np.dty
         raise DataError(f"{what}is of type {dtype}; volumes are real numbers")
     if len(shape) not in (4, 5) or (len(shape) == 5 and shape[1] != 1) or min(shape) < 1:
         raise DataError(f"{what}has the shape {list(shape)}; volumes are [N, D, H, W] or [N, 1, D, H, W]")
+    if shape[-1] <= _MOST_CHANNELS < shape[-2]:
+        raise DataError(f"{what}has the shape {list(shape)}: images with {shape[-1]} channels, not volumes")
     return Stack(path, member, shape, dtype.str, offset)
 
 
@@ -315,8 +324,6 @@ def _labels_beside(path: Path, options: ReadOptions, count: int) -> tuple[_Names
 
 
 def _labels_of_csv(path: Path, options: ReadOptions, count: int) -> tuple[_Names, Sequence[str] | None]:
-    from studytool.data.readers.tables import column_named, lines_of_text
-
     try:
         rows = list(csv.reader((line for _, line in lines_of_text(path) if line), strict=True))
     except csv.Error as error:
@@ -347,7 +354,7 @@ def _small_array(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) ->
 def _names(path: Path, array_name: str, values: np.ndarray[Any, Any], count: int) -> _Names:
     """Labels or groups as text: text as it is, integers by their digits."""
     what = f"{path}: {array_name or 'labels'}"
-    flat = values.reshape(-1) if values.size == len(values) else values
+    flat = values.reshape(-1) if values.ndim and values.size == len(values) else values
     if flat.shape != (count,):
         raise DataError(f"{what} has the shape {list(values.shape)}; for {count} volumes it has to be [{count}]")
     if flat.dtype.kind == "f" and np.array_equal(flat, np.trunc(flat)) and np.isfinite(flat).all():

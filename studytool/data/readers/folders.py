@@ -134,6 +134,8 @@ def _without_ending(name: str) -> str:
 def _has_mrc_header(path: Path) -> bool:
     """Whether the file, expanded if it is compressed, carries the id of MRC at its place."""
     try:
+        if not path.is_file():
+            return False
         with path.open("rb") as file:
             head = file.read(_HEADER_BYTES)
             file.seek(0)
@@ -182,7 +184,7 @@ def _csv_columns(path: Path, options: ReadOptions) -> _Columns | None:
 
 
 def _table(path: Path, options: ReadOptions, columns: _Columns) -> MrcFiles:
-    from studytool.data.readers.tables import locate_files
+    from studytool.data.readers.tables import locate_files, require_unique
 
     rows = list(_rows(path, columns))
     if not rows:
@@ -190,6 +192,7 @@ def _table(path: Path, options: ReadOptions, columns: _Columns) -> MrcFiles:
     place = columns.names.index("path")
     names = [row[place] for row in rows]
     found = locate_files(path, names, options.root or path.absolute().parent)
+    require_unique(path, [str(file) for file in found.paths])
     entries = []
     for number, (row, file) in enumerate(zip(rows, found.paths, strict=True), start=1):
         label = options.label if options.label is not None else "" if columns.label is None else row[columns.label]

@@ -177,6 +177,8 @@ def read_open_file(path: Path, file: BinaryIO) -> MrcVolume:
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[BinaryIO, bool]]:
     """The content of a file, expanded where it is compressed, and whether it is; errors of reading become DataError."""
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: no regular file; an MRC file is expected")
     try:
         with path.open("rb") as file:
             magic = file.read(3)

@@ -218,6 +218,8 @@ def _outline(path: Path) -> dict[str, _Block]:
         elif text.startswith("_") and not (block.loop and block.rows):
             block.columns.append(text.split()[0][1:])
             block.rows = 0 if block.loop else 1
+            if block.columns[-1] in block.columns[:-1]:
+                raise DataError(f"{where}: the column {block.columns[-1][:60]!r} stands there twice; keep one")
             if len(block.columns) > MAX_COLUMNS:
                 raise DataError(f"{where}: more than {MAX_COLUMNS} columns; that is no table of particles")
         else:

@@ -61,7 +61,9 @@ def lines_of_text(path: Path) -> Iterator[tuple[int, str]]:
                     raise DataError(f"{path}, line {number}: more than {_MAX_LINE_CHARACTERS} characters, or no text")
                 yield number, line.strip()
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not text (byte {error.start} is no UTF-8), so it is no table of particles") from error
+        raise DataError(
+            f"{path}: not text (byte {error.start} is no UTF-8), so it is no table of particles, or to be saved as UTF-8"
+        ) from error
 
 
 def class_label(number: str) -> str:
