@@ -29,7 +29,9 @@ def main() -> None:
 
 
 def _end(line: str) -> NoReturn:
-    print(f"studytool: {line}", file=sys.stderr)
+    # A file's name may hold line breaks and terminal codes.
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
+    print(f"studytool: {shown}", file=sys.stderr)
     raise SystemExit(1) from None
 
 

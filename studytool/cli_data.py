@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -208,6 +209,10 @@ def import_(
     except KeyboardInterrupt:
         print(f"{out}: interrupted; the same command goes on where it stopped", file=sys.stderr)
         raise typer.Exit(130) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DataError(f"{out}: no space left; make room, and the same command goes on where it stopped") from error
     for line in oddity_lines(manifest.provenance["oddities"]):
         print(line)
     print(f"{out}: {manifest.num_volumes} volumes of {len(manifest.classes)} classes")

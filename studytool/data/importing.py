@@ -60,9 +60,9 @@ def recognize(path: Path, options: ReadOptions) -> Source:
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     if not str(path).isprintable():
-        raise DataError(f"{ascii(str(path))}: a name with characters that cannot be printed or are no UTF-8; rename it")
-    if path.is_file() and not path.stat().st_size or path.is_dir() and not any(path.iterdir()):
-        raise DataError(f"{path}: an empty {'file' if path.is_file() else 'folder'}; there is nothing to import")
+        raise DataError(f"{str(path)!a}: a name with characters that cannot be printed or are no UTF-8; rename it")
+    if (path.is_dir() and not any(path.iterdir())) or (path.is_file() and not path.stat().st_size):
+        raise DataError(f"{path}: an empty {'folder' if path.is_dir() else 'file'}; there is nothing to import")
     _refuse_pickle(path)
     for name in READERS:
         source: Source | None = import_module(f"studytool.data.readers.{name}").recognize(path, options)
@@ -180,11 +180,11 @@ def _float16_error(entry: Entry, volume: Any) -> float:
         DataError: it is more than can be borne.
     """
     part = np.ascontiguousarray(volume[::4, ::4]).ravel()
-    deviation = float(part.std())
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
+        deviation = float(part.std())
         change = part - part.astype(np.float16)
-    error = math.sqrt(float(np.vdot(change, change)) / change.size) / deviation if deviation > 0 else 0.0
-    if error > _MAX_FLOAT16_ERROR:
+        error = math.sqrt(float(np.vdot(change, change)) / change.size) / deviation if deviation > 0 else 0.0
+    if not error <= _MAX_FLOAT16_ERROR:  # so that it may be NaN
         raise DataError(
             f"{entry.origin}: float16 would change its values (deviation {deviation:.3g}) by {error:.1%} of their "
             "deviation; choose --normalize standard or --dtype float32"
@@ -202,7 +202,7 @@ def _key(source: Source, entries: Sequence[Entry], settings: ImportSettings) -> 
     for path in files:
         if path.exists():
             state = path.stat()
-            digest.update(f"{ascii(path)}|{state.st_size}|{state.st_mtime_ns}".encode())
+            digest.update(f"{path!a}|{state.st_size}|{state.st_mtime_ns}".encode())
     return digest.hexdigest()
 
 

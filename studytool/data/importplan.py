@@ -267,7 +267,7 @@ def _check_names(entries: Sequence[Entry]) -> None:
             checked.add((kind, name))
             if len(name) > most or any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in name):
                 raise DataError(
-                    f"{ascii(entry.origin)[1:-1]}: the {kind} {ascii(name[:60])} has {len(name)} characters; it may "
+                    f"{ascii(entry.origin)[1:-1]}: the {kind} {name[:60]!a} has {len(name)} characters; it may "
                     f"have {most}, all of them printable and UTF-8: rename it"
                 )
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
+import os
 import pickle
 import shutil
 import struct
@@ -186,6 +188,24 @@ def test_values_that_float16_cannot_hold(lab, tmp_path):
     run(lab, tmp_path / "d", normalize="none", dtype="float32")
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of mrcfile, while the test writes the file
+@pytest.mark.parametrize("scale", [1e-30, 3e37])
+def test_values_near_the_limits_of_float32(lab, tmp_path, scale):
+    write_mrc(lab / "0012" / "p05.mrc", volume(5) * np.float32(scale))
+    run(lab, tmp_path / "out")
+    one = load(tmp_path / "out")[1]["0012/p05"].astype(np.float32)
+    np.testing.assert_allclose(one, (volume(5) - volume(5).mean()) / volume(5).std(), atol=2e-3)
+    if scale > 1:
+        refused(lambda: run(lab, tmp_path / "x", normalize="none"), "p05.mrc", "--normalize standard")
+
+
+def test_a_volume_of_one_value_is_said(lab, tmp_path):
+    write_mrc(lab / "0012" / "p05.mrc", np.full((6, 6, 6), 3.5, dtype=np.float32))
+    (oddity,) = run(lab, tmp_path / "out").provenance["oddities"].values()
+    assert oddity["files"] == 1
+    assert "p05.mrc: every voxel has the same value" in oddity["first"]
+
+
 def test_source_files_are_not_written(lab, tmp_path):
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in lab.rglob("*.mrc")}
     for path in before:
@@ -244,9 +264,37 @@ def test_what_is_missing_or_nothing_that_is_read(tmp_path, monkeypatch):
     (tmp_path / "letter.txt").write_text("dear all,\n")
     refused(lambda: recognize(tmp_path / "letter.txt", ReadOptions()), "not recognized", "STAR", "copick", "EMAN2")
     (tmp_path / "empty").mkdir()
+    refused(lambda: recognize(tmp_path / "empty", ReadOptions()), "an empty folder")
+    (tmp_path / "empty" / "p.star").touch()
+    refused(lambda: recognize(tmp_path / "empty" / "p.star", ReadOptions()), "an empty file")
     refused(lambda: recognize(tmp_path / "empty", ReadOptions()), "not recognized")
     (tmp_path / "empty" / "a.pkl").write_bytes(pickle.dumps([1, 2, 3]))
     refused(lambda: recognize(tmp_path / "empty", ReadOptions()), "a.pkl", "a Python pickle")
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[31mred", "x\udcff"])
+def test_names_that_no_screen_or_file_can_hold(tmp_path, name):
+    for path in (tmp_path / "label" / name / "p.mrc", tmp_path / "id" / "a" / f"{name}.mrc"):
+        write_mrc(path, volume(1))
+        message = refused(lambda path=path: run(path.parents[1], tmp_path / "out"), ascii(name)[1:-1], "rename it")
+        assert message.isprintable()
+    write_mrc(tmp_path / name / "a" / "p.mrc", volume(1))
+    assert refused(lambda: recognize(tmp_path / name, ReadOptions()), "rename it").isprintable()
+
+
+def test_a_pipe_among_the_files_is_not_waited_for(lab, tmp_path):
+    os.mkfifo(lab / "0012" / "notes")
+    assert len(plan(lab).entries) == 10
+    os.mkfifo(lab / "0012" / "p99.mrc")
+    refused(lambda: run(lab, tmp_path / "out"), lab / "0012" / "p99.mrc", "no regular file")
+
+
+def test_the_source_is_not_written_into(lab, tmp_path, command):
+    for out in (lab, lab / "new", lab / "0012" / "new"):
+        code, _, error = command(lab, "--out", out)
+        assert code == 1
+        assert "lies in the source" in error
+    assert sorted(p.name for p in lab.iterdir()) == ["0012", "ribosome"]
 
 
 def test_an_existing_folder_is_left_alone(lab, tmp_path):
@@ -313,6 +361,16 @@ def test_ctrl_c_is_one_line(lab, tmp_path, command, monkeypatch):
     assert error == "out: interrupted; the same command goes on where it stopped\n"
 
 
+def test_a_full_disk_is_one_line(lab, tmp_path, command, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "Error writing bytes to file")
+
+    monkeypatch.setattr("studytool.data.importing.import_dataset", full)
+    code, _, error = command(lab, "--out", "out")
+    assert code == 1
+    assert error == "studytool: out: no space left; make room, and the same command goes on where it stopped\n"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -321,6 +379,7 @@ def test_ctrl_c_is_one_line(lab, tmp_path, command, monkeypatch):
         (["--rescale", "0"], "studytool: --rescale: "),
         (["--transpose", "xy->yx"], "studytool: --transpose: it names x, y, z"),
         (["--dtype", "int8"], "studytool: --dtype: "),
+        (["--include", "a", "--exclude", "a"], "studytool: include and exclude both name 'a'"),
     ],
 )
 def test_wrong_options_are_one_line(words, said, lab, tmp_path, command):

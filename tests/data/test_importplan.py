@@ -3,7 +3,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from lab import make_lab, plan, refused, run
+from lab import make_lab, plan, refused, run, volume, write_mrc
 
 from studytool.data.importing import plan_import, recognize
 from studytool.data.readers.source import ReadOptions
@@ -40,7 +40,29 @@ def table(lab, rows):
 
 def test_a_particle_twice_is_refused(lab):
     path = table(lab, ["ribosome/p00.mrc,a,t0", "0012/p01.mrc,a,t0", "ribosome/p00.mrc,b,t1"])
-    refused(lambda: plan(path), "row 3", "row 1", "the same particle")
+    refused(lambda: plan(path), "row 3", "row 1 already")
+
+
+def test_a_file_twice_under_two_names_is_refused(lab):
+    path = table(lab, ["ribosome/p00.mrc,a,t0", "0012/p01.mrc,a,t0", "./ribosome/p00.mrc,b,t1"])
+    refused(lambda: plan(path), "row 3", "row 1 already")
+
+
+@pytest.mark.parametrize("settings", [{"box": 1024}, {"rescale_to_angstrom": 0.001, "box": 8}])
+def test_volumes_too_large_for_any_memory_are_not_begun(lab, settings):
+    refused(lambda: plan(lab, **settings), "p01.mrc", "512 x 512 x 512", "--rescale")
+
+
+def test_one_volume_that_would_grow_too_large(lab):
+    write_mrc(lab / "ribosome" / "p08.mrc", volume(8), voxel_size=1e6)
+    refused(lambda: plan(lab, rescale_to_angstrom=10.0, box=6), "p08.mrc", "would become 600000 x")
+
+
+def test_names_have_a_length(lab):
+    path = table(lab, [f"ribosome/p00.mrc,{'x' * 255},t0", "0012/p01.mrc,a,t0"])
+    assert len(plan(path).counts) == 2
+    path = table(lab, [f"ribosome/p00.mrc,{'x' * 256},t0", "0012/p01.mrc,a,t0"])
+    refused(lambda: plan(path), "row 1", "256 characters")
 
 
 def test_particles_without_a_label(lab):

@@ -55,7 +55,7 @@ def test_training_reaches_every_parameter_and_the_loss_of_a_batch_falls(name: st
     needs(name)
     shape = (32, 32, 32)
     model = build(shape, backbone=name).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
     batch, labels = volumes(16, shape), torch.arange(16) % 5
     losses = []
     for _step in range(20):

@@ -62,11 +62,11 @@ def recognize(path: Path, options: ReadOptions) -> StarSource | None:
     )
     numbers = [int(match[1]) if match else None for match in split]
     _check_numbers(path, found.paths, numbers)
+    particle_ids = _particle_ids(table)
+    require_unique(path, particle_ids)
     require_unique(
         path, [str(file) if n is None else f"{n}@{file}" for n, file in zip(numbers, found.paths, strict=True)]
     )
-    particle_ids = _particle_ids(table)
-    require_unique(path, particle_ids)
     labels, label_notes = _labels(table, options)
     tomograms = _tomograms(table, options)
     splits = _splits(table)

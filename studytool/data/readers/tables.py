@@ -62,7 +62,7 @@ def lines_of_text(path: Path) -> Iterator[tuple[int, str]]:
                 yield number, line.strip()
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path}: not text (byte {error.start} is no UTF-8), so it is no table of particles, or to be saved as UTF-8"
+            f"{path}: not text (byte {error.start} is no UTF-8): no table of particles, or one to save as UTF-8"
         ) from error
 
 

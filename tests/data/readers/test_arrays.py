@@ -282,3 +282,24 @@ def test_what_is_none(tmp_path):
     with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
         archive.writestr("data.pkl", b"")
     assert recognize(tmp_path / "b.npz", NOTHING_SAID) is None
+
+
+# what else people bring
+
+
+def test_images_with_channels_are_no_volumes(tmp_path):
+    np.savez(tmp_path / "a.npz", train_images=np.zeros((4, 28, 28, 3), np.uint8), train_labels=np.zeros((4, 1), int))
+    refused(tmp_path / "a.npz", "3 channels, not volumes")
+
+
+def test_one_label_that_is_no_array(tmp_path):
+    np.savez(tmp_path / "a.npz", volumes=VOLUMES, labels=np.array(3))
+    refused(tmp_path / "a.npz", "the shape []", "[7]")
+
+
+def test_arrays_by_other_names(tmp_path):
+    np.savez(tmp_path / "a.npz", volumes=VOLUMES, labels=np.arange(7), species=NAMES, session=np.arange(7) // 2)
+    source = recognize(tmp_path / "a.npz", ReadOptions(label_column="species", group_column="session"))
+    assert [entry.label for entry in source.entries] == NAMES.tolist()
+    assert [entry.tomogram for entry in source.entries] == list("0011223")
+    refused(tmp_path / "a.npz", "did you mean 'species'", options=ReadOptions(label_column="specie"))

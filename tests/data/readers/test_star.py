@@ -64,6 +64,14 @@ def size_of(source):
     return source.read(source.entries[0]).voxel_size_angstrom
 
 
+def test_a_volume_or_a_column_twice(tmp_path):
+    message = refused(write_star(three(tmp_path), ("rlnImageName",), [("sub/1.mrc",), ("./sub/1.mrc",)]))
+    assert "row 2" in message
+    assert "row 1 already" in message
+    message = refused(write_star(three(tmp_path), ("rlnImageName",) * 2, [("sub/1.mrc", "x")]))
+    assert "'rlnImageName' stands there twice" in message
+
+
 # what is read
 
 
