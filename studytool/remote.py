@@ -100,6 +100,8 @@ class RemoteFolder:
             if _is_local(error):
                 raise
             raise DataError(f"{self.address}/{name}: cannot be read: {_first_line(error)}") from error
+        except ValueError as error:  # fsspec's word for a web server that cannot send part of a file
+            raise DataError(f"{self.address}/{name}: cannot be read in parts: {_first_line(error)}") from error
 
 
 def open_remote(address: str) -> RemoteFolder:
@@ -118,7 +120,7 @@ def open_remote(address: str) -> RemoteFolder:
         kind = address.split("://", 1)[0]
         raise DataError(f"{kind}://…: an address may not hold a key; put keys into the environment instead")
     try:
-        filesystem, path = _retried(lambda: fs.FileSystem.from_uri(address))
+        filesystem, path = fs.FileSystem.from_uri(address)
     except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError):
         filesystem, path = _through_fsspec(address)
     except OSError as error:

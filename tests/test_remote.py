@@ -32,7 +32,8 @@ def unreliable():
                 self.send_error(404)
                 return
             first, last = 0, len(CONTENT) - 1
-            if asked := re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+            asked = re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")) if server.ranges else None
+            if asked:
                 first, last = int(asked[1]), min(last, int(asked[2] or last))
             self.send_response(206 if asked else 200)
             self.send_header("Accept-Ranges", "bytes")
@@ -53,6 +54,7 @@ def unreliable():
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.failures = 0
+    server.ranges = True
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield server
@@ -104,6 +106,12 @@ def test_a_longer_outage_is_one_line_and_leaves_nothing(unreliable, tmp_path, mo
         folder.fetch("shard", tmp_path / "shard")
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_server_that_cannot_send_part_of_a_file_is_one_line(unreliable, tmp_path):
+    unreliable.ranges = False
+    with pytest.raises(DataError, match="shard: cannot be read in parts"):
+        open_remote(address(unreliable)).fetch("shard", tmp_path / "shard")
 
 
 @pytest.mark.parametrize(

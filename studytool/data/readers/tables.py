@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import pandas as pd
 
 from studytool.errors import DataError, unknown_name
 
@@ -110,6 +109,8 @@ def as_numbers(path: Path, column: str, texts: Sequence[Any]) -> np.ndarray[Any,
     Raises:
         DataError: names the row that holds no finite number.
     """
+    import pandas as pd  # which takes a second; not every source has a table
+
     numbers = pd.to_numeric(pd.Series(list(texts), dtype="object"), errors="coerce").to_numpy(np.float64)
     bad = np.flatnonzero(~np.isfinite(numbers))
     if bad.size:
