@@ -52,10 +52,11 @@ def test_small_volumes_cubic_or_not(name: str, shape: tuple[int, int, int]) -> N
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", cases({"r2plus1d_tiny"}))
 def test_training_reaches_every_parameter_and_the_loss_of_a_batch_falls(name: str, all_cores: None) -> None:
-    needs(name)
+    backbone = needs(name)
     shape = (32, 32, 32)
     model = build(shape, backbone=name).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
+    # Without warm-up, networks with position tables jump at a larger rate, and need more than 20 steps to come back.
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4 if "table" in backbone.positions else 3e-4)
     batch, labels = volumes(16, shape), torch.arange(16) % 5
     losses = []
     for _step in range(20):
