@@ -8,6 +8,7 @@ import warnings
 import mrcfile
 import numpy as np
 import pytest
+from lab import write_mrc
 
 from studytool.data.readers.mrc import read_mrc
 from studytool.errors import DataError
@@ -16,20 +17,7 @@ VOLUME = np.arange(4 * 5 * 6, dtype=np.float32).reshape(4, 5, 6)
 
 
 def make(path, volume=VOLUME, voxel_size=13.5, **header):
-    """An MRC file by mrcfile, with header fields set to what the test is about; `patch` bytes overwrite it."""
-    patch = header.pop("patch", {})
-    with mrcfile.new(path, overwrite=True) as mrc:
-        mrc.set_data(volume)
-        mrc.set_volume()
-        mrc.voxel_size = voxel_size
-        for name, value in header.items():
-            mrc.header[name] = value
-    if patch:
-        content = bytearray(path.read_bytes())
-        for at, value in patch.items():
-            content[at : at + len(value)] = value
-        path.write_bytes(content)
-    return path
+    return write_mrc(path, volume, voxel_size, **header)
 
 
 def quietly(path):
