@@ -45,6 +45,7 @@ def test_what_the_user_can_mend_is_one_line_and_exit_code_1(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.yaml"]
 
 
+@pytest.mark.end_to_end
 def test_a_missing_dataset_is_named_and_nothing_is_left_behind(tmp_path):
     (tmp_path / "a.yaml").write_text("name: a\ndata: {path: absent}\n")
     done = studytool("run", "a.yaml", cwd=tmp_path)
@@ -59,6 +60,7 @@ def test_wrong_usage_is_exit_code_2(tmp_path, words):
     assert studytool(*words, cwd=tmp_path).returncode == 2
 
 
+@pytest.mark.end_to_end
 def test_missing_weights_stop_the_study_before_its_first_trial(tmp_path, monkeypatch):
     """Kinetics weights that are neither cached nor to be had: one line that says which file to put where."""
     monkeypatch.setenv("STUDYTOOL_WEIGHTS", str(tmp_path / "weights"))
@@ -74,6 +76,7 @@ def test_missing_weights_stop_the_study_before_its_first_trial(tmp_path, monkeyp
     assert not (tmp_path / "studies").exists()
 
 
+@pytest.mark.end_to_end
 def test_a_dataset_simulated_in_another_way_is_not_used(tmp_path):
     small = "volumes_per_class: 10, classes: 2, side: 16, voxel_size_angstrom: 20.0"
     (tmp_path / "a.yaml").write_text(f"name: a\ndata: {{path: d, simulate: {{{small}}}}}\n")
@@ -85,6 +88,7 @@ def test_a_dataset_simulated_in_another_way_is_not_used(tmp_path):
     assert not (tmp_path / "studies").exists()
 
 
+@pytest.mark.end_to_end
 def test_an_output_folder_that_cannot_be_made_is_one_line(tmp_path):
     small = "volumes_per_class: 10, classes: 2, side: 16, voxel_size_angstrom: 20.0"
     (tmp_path / "a.yaml").write_text(f"name: a\ndata: {{path: d, simulate: {{{small}}}}}\n")

@@ -59,6 +59,7 @@ COVERAGE_CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [3, 5, 10])
 @pytest.mark.parametrize("case", COVERAGE_CASES)
 def test_intervals_cover_the_true_mean_as_often_as_they_say(case, count):
