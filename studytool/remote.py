@@ -63,11 +63,12 @@ class RemoteFolder:
             found = _retried(lambda: self._filesystem.get_file_info(selector))
         return tuple(sorted(info.base_name for info in found if info.is_file))
 
-    def fetch(self, name: str, target: Path) -> str:
-        """Copy a file to `target`, whole or not at all, and give its SHA-256; an outage is waited out.
+    def fetch(self, name: str, target: Path, *, sha256: str | None = None) -> None:
+        """Copy a file to `target`, whole or not at all; an outage is waited out.
 
         Raises:
-            DataError: the file is not there, or its server cannot be reached for longer than the pauses.
+            DataError: the file is not there, its server cannot be reached for longer than the pauses, or its digest is
+                not `sha256`.
         """
         digest = hashlib.sha256()
         done = 0
@@ -84,7 +85,11 @@ class RemoteFolder:
                 return True
 
             _retried(more, progress=lambda: done)
-        return digest.hexdigest()
+            if sha256 not in (None, found := digest.hexdigest()):
+                raise DataError(
+                    f"{self.address}/{name}: its SHA-256 is {found[:12]}…, it should be {sha256[:12]}…; "
+                    "copy it to its address again"
+                )
 
     def _open(self, name: str) -> Any:
         return self._filesystem.open_input_file(f"{self._path}/{name}")

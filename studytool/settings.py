@@ -32,6 +32,11 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
+Dtype = Literal["float16", "float32", "uint8"]
+"""How voxels are stored; see `studytool.data.voxels`."""
+Compression = Literal["none", "zstd"]
+
+
 class SimulateSettings(Settings):
     """How to simulate a dataset; see `studytool.data.simulate` for what each step does.
 
@@ -58,7 +63,7 @@ class SimulateSettings(Settings):
     b_factor_square_angstrom: Annotated[float, Field(ge=0, le=100_000)] = 1000.0
     tomograms: tuple[int, int, int] = (6, 2, 2)
     templates: str | None = None
-    dtype: Literal["float16", "float32", "uint8"] = "float16"
+    dtype: Dtype = "float16"
     seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
@@ -100,8 +105,8 @@ class ImportSettings(Settings):
     invert: bool = False
     transpose: Annotated[str, AfterValidator(_axes_order)] | None = None
     normalize: Literal["none", "standard"] = "standard"
-    dtype: Literal["float16", "float32", "uint8"] = "float16"
-    compression: Literal["none", "zstd"] = "none"
+    dtype: Dtype = "float16"
+    compression: Compression = "none"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     min_per_class: Annotated[int, Field(ge=1)] = 1

@@ -81,10 +81,12 @@ def test_a_folder_at_an_address(tmp_path):
     assert folder.read("a", most_bytes=5) == b"hello"
     assert folder.names("splits") == ("b.json",)
     assert folder.names("nothing") == ()
-    assert folder.fetch("a", tmp_path / "copy") == hashlib.sha256(b"hello").hexdigest()
+    folder.fetch("a", tmp_path / "copy", sha256=hashlib.sha256(b"hello").hexdigest())
     assert (tmp_path / "copy").read_bytes() == b"hello"
     with pytest.raises(DataError, match="data/c: there is no such file"):
         folder.fetch("c", tmp_path / "c")
+    with pytest.raises(DataError, match=r"data/a: its SHA-256 is 2cf24dba5fb0…, it should be ffff"):
+        folder.fetch("a", tmp_path / "wrong", sha256=64 * "f")
     with pytest.raises(DataError, match="5 bytes; at most 4"):
         folder.read("a", most_bytes=4)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["copy", "data"]
@@ -94,7 +96,7 @@ def test_an_outage_in_the_middle_of_a_file_is_waited_out(unreliable, tmp_path, m
     monkeypatch.setattr(remote, "RETRY_AFTER_SECONDS", (0.01, 0.01))
     folder = open_remote(address(unreliable))
     unreliable.failures = 2
-    assert folder.fetch("shard", tmp_path / "shard") == hashlib.sha256(CONTENT).hexdigest()
+    folder.fetch("shard", tmp_path / "shard", sha256=hashlib.sha256(CONTENT).hexdigest())
     assert (tmp_path / "shard").read_bytes() == CONTENT
 
 

@@ -13,9 +13,9 @@ import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from studytool.data.particles import SPLITS
-from studytool.data.voxels import Dtype
 from studytool.errors import DataError
 from studytool.files import write_json
+from studytool.settings import Dtype
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -55,14 +56,19 @@ def local_copy(address: str, *, look_again: bool = False) -> Path:
 
 def _fetched(remote: RemoteFolder, root: Path) -> Path:
     """The folder in the cache, after what it lacked has been fetched."""
-    manifest = _manifest(remote, root)
+    content = remote.read(MANIFEST_NAME, most_bytes=_MOST_JSON_BYTES)
+    manifest = _checked(content, remote)
     folder = root / manifest.fingerprint
     with _locked(root / f"{manifest.fingerprint}.lock"):
         folder.mkdir(exist_ok=True)
+        for stale in folder.glob(".*.part"):  # of a process that was killed: whoever writes here holds the lock
+            stale.unlink()
         missing = [entry for entry in manifest.shards if not _is_here(folder, entry)]
         _make_room(root, folder, manifest)
         with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="studytool-fetch") as pool:
-            fetched = [pool.submit(_fetch_shard, remote, entry, folder) for entry in missing]
+            fetched = [
+                pool.submit(remote.fetch, entry.name, folder / entry.name, sha256=entry.sha256) for entry in missing
+            ]
             try:
                 for future in fetched:
                     future.result()
@@ -71,7 +77,7 @@ def _fetched(remote: RemoteFolder, root: Path) -> Path:
         # Splits may have been added since; the manifest comes last, so that what has one is whole.
         for name in remote.names(_SPLITS):
             _write(folder / _SPLITS / name, remote.read(f"{_SPLITS}/{name}", most_bytes=_MOST_JSON_BYTES))
-        _write(folder / MANIFEST_NAME, remote.read(MANIFEST_NAME, most_bytes=_MOST_JSON_BYTES))
+        _write(folder / MANIFEST_NAME, content)
     os.utime(folder)
     return folder
 
@@ -81,25 +87,14 @@ def _cache_folder() -> Path:
     return (Path(chosen) if chosen else Path.home() / ".cache" / "studytool") / "datasets"
 
 
-def _manifest(remote: RemoteFolder, root: Path) -> Manifest:
+def _checked(content: bytes, remote: RemoteFolder) -> Manifest:
     """The remote manifest, checked like a local one."""
-    with _scratch(root) as folder:
-        _write(folder / MANIFEST_NAME, remote.read(MANIFEST_NAME, most_bytes=_MOST_JSON_BYTES))
+    with tempfile.TemporaryDirectory(prefix="studytool-") as name:
+        (Path(name) / MANIFEST_NAME).write_bytes(content)
         try:
-            return read_manifest(folder)
+            return read_manifest(Path(name))
         except DataError as error:
-            raise DataError(str(error).replace(str(folder), remote.address)) from error
-
-
-def _fetch_shard(remote: RemoteFolder, entry: ShardEntry, folder: Path) -> None:
-    with _scratch(folder) as scratch:
-        found = remote.fetch(entry.name, scratch / entry.name)
-        if found != entry.sha256:
-            raise DataError(
-                f"{remote.address}/{entry.name}: its SHA-256 is {found[:12]}…, the manifest says {entry.sha256[:12]}…; "
-                "copy the dataset to its address again"
-            )
-        (scratch / entry.name).replace(folder / entry.name)
+            raise DataError(str(error).replace(name, remote.address)) from error
 
 
 def _make_room(root: Path, folder: Path, manifest: Manifest) -> None:
@@ -143,16 +138,6 @@ def _is_here(folder: Path, entry: ShardEntry) -> bool:
 def _write(path: Path, content: bytes) -> None:
     with whole_file(path) as temporary:
         temporary.write_bytes(content)
-
-
-@contextmanager
-def _scratch(parent: Path) -> Iterator[Path]:
-    folder = parent / f".fetching-{os.getpid()}-{os.urandom(4).hex()}"
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -25,9 +25,10 @@ import pyarrow.parquet as pq
 from studytool.data.manifest import FORMAT_VERSION, Manifest, ShardEntry
 from studytool.data.pageheader import PageHeader, read_page_header
 from studytool.data.particles import SPLITS, Particle
-from studytool.data.voxels import Compression, store
+from studytool.data.voxels import store
 from studytool.errors import DataError
 from studytool.files import whole_file
+from studytool.settings import Compression
 
 TEXT_COLUMNS = ("label", "tomogram", "split", "particle_id")
 NUMBER_COLUMNS = ("snr", "position_z", "position_y", "position_x")

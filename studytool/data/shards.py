@@ -21,9 +21,10 @@ from studytool.data.particles import SPLITS, STORED, Particle
 from studytool.data.scan import scan
 from studytool.data.shardfile import READ_ERRORS, TEXT_COLUMNS, open_shard, rows_per_group, write_shard
 from studytool.data.splits import read_split
-from studytool.data.voxels import DTYPES, Compression, Dtype
+from studytool.data.voxels import DTYPES
 from studytool.errors import DataError, unknown_name
 from studytool.files import sha256_of, write_json
+from studytool.settings import Compression, Dtype
 
 __all__ = [
     "Continuable",

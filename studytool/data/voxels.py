@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
 from studytool.errors import DataError
+from studytool.settings import Dtype
 
 if TYPE_CHECKING:
     import torch
 
 Array = np.ndarray[Any, Any]
 
-Dtype = Literal["float16", "float32", "uint8"]
-Compression = Literal["none", "zstd"]
 DTYPES: tuple[str, ...] = get_args(Dtype)
 
 _LOWEST, _STEP = np.float32(-6.0), np.float32(12.0 / 255)

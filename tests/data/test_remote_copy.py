@@ -103,8 +103,10 @@ def test_an_interrupted_copy_goes_on(tmp_path, cache):
     [folder] = [path for path in cache.iterdir() if path.is_dir()]
     before = (folder / "part-00000.parquet").stat().st_mtime_ns
     hidden.rename(here / "part-00002.parquet")
+    (folder / ".part-00002.parquet.abc.part").write_bytes(b"of a process that was killed")
     assert np.array_equal(volumes(local_copy(f"file://{here}")), volumes(here))
     assert (folder / "part-00000.parquet").stat().st_mtime_ns == before
+    assert not list(folder.glob(".*"))
 
 
 def test_what_was_used_longest_ago_makes_room(tmp_path, cache, monkeypatch):
@@ -155,5 +157,7 @@ def test_several_processes_share_one_copy_from_a_real_s3_server(tmp_path, cache,
         log = (tmp_path / "server.log").read_text()
         assert log.count("GET /bucket/folder/data/part-00003.parquet") == 1, "fetched once, by one of them"
         shutil.rmtree(copy)
+        over_http = local_copy(f"{environment['AWS_ENDPOINT_URL']}/bucket/folder/data")
+        assert np.array_equal(volumes(over_http), volumes(here))
         with pytest.raises(DataError, match=r"s3://bucket/other/manifest\.json: there is no such file"):
             local_copy("s3://bucket/other")
