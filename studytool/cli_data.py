@@ -157,13 +157,16 @@ def import_(
     tomogram_type: Annotated[str | None, typer.Option(help="Kind of reconstruction, where a project has more.")] = None,
     picks_of: Annotated[str | None, typer.Option(help="USER/SESSION or annotation, where a project has more.")] = None,
     volumes_per_shard: Annotated[int, typer.Option(help="Volumes in one file of the dataset.")] = 4096,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out volumes that cannot be read, and say so.")] = (
+        False
+    ),
     workers: Annotated[int | None, typer.Option(min=1, help="Processes [one per core, if it pays].")] = None,
 ) -> None:
     """Turn a lab's volumes into a dataset: MRC folders, STAR, Dynamo, EMAN2, EM, tomograms, arrays, other datasets."""
     from rich.console import Console
 
     from studytool.data.importing import import_dataset, plan_import, recognize
-    from studytool.data.importplan import import_settings, oddity_lines, plan_lines
+    from studytool.data.importplan import import_settings, oddity_lines, plan_lines, skipped_lines
     from studytool.data.readers.source import ReadOptions
     from studytool.errors import DataError
     from studytool.study.counting import progress_of
@@ -190,7 +193,8 @@ def import_(
         volumes=volumes,
         tomograms=tomograms,
         coordinates=coordinates,
-        box=cut or box,
+        cut=cut,
+        box=box,
         voxel_size_angstrom=voxel_size,
         tomogram_type=tomogram_type,
         picks_of=picks_of,
@@ -201,11 +205,11 @@ def import_(
     for line in [f"{source}: {found.kind}", *(f"note: {note}" for note in found.notes)]:
         print(line, flush=True)
     if dry_run:
-        print(*plan_lines(plan_import(found, settings)), f"nothing was written to {out}", sep="\n")
+        print(*plan_lines(plan_import(found, settings, skip_bad=skip_bad)), f"nothing was written to {out}", sep="\n")
         return
     try:
         with progress_of(Console(), f"importing {source.name}") as on_progress:
-            manifest = import_dataset(found, out, settings, workers=workers, on_progress=on_progress)
+            manifest = import_dataset(found, out, settings, skip_bad=skip_bad, workers=workers, on_progress=on_progress)
     except KeyboardInterrupt:
         print(f"{out}: interrupted; the same command goes on where it stopped", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -213,6 +217,6 @@ def import_(
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise DataError(f"{out}: no space left; make room, and the same command goes on where it stopped") from error
-    for line in oddity_lines(manifest.provenance["oddities"]):
+    for line in oddity_lines(manifest.provenance["oddities"]) + skipped_lines(manifest.provenance, out):
         print(line)
     print(f"{out}: {manifest.num_volumes} volumes of {len(manifest.classes)} classes")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import mrcfile
 import numpy as np
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
+from whole_study import Study
 
 from studytool.cli_data import data
 from studytool.data.particles import Particle
@@ -34,6 +36,18 @@ def folder(tmp_path: Path) -> Path:
     )
     write_dataset(particles, tmp_path / "d", dtype="float16", provenance={}, volumes_per_shard=100)
     return tmp_path / "d"
+
+
+_WITHOUT_TOMOGRAMS = """
+name: tiny
+data: {path: data, split: made}
+arms:
+  backbone: ["tiny_backbone:tiny"]
+search: {trials_per_arm: 1}
+confirm: {seeds: 1}
+train: {max_epochs: 1, batch_size: 8}
+resources: {trials_at_once: 1}
+"""
 
 
 def run(*words: object) -> str:
@@ -93,3 +107,19 @@ def test_a_study_on_a_leaking_dataset_ends_before_anything_is_made(tmp_path):
     with pytest.raises(DataError, match=r"'p1_snr0\.1' in 'train' and 'p1_snr0\.05' in 'val' are the same"):
         run_study(load_study(tmp_path / "a.yaml"), text, Console())
     assert not (tmp_path / "studies").exists()
+
+
+@pytest.mark.end_to_end
+def test_a_study_of_volumes_without_tomograms_says_so_in_its_output_and_in_its_table(tmp_path):
+    """From MRC files in a folder per class, over a split made afterwards, to the table."""
+    rng = np.random.default_rng(0)
+    for number in range(60):
+        path = tmp_path / "lab" / "ab"[number % 2] / f"p{number:02d}.mrc"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        mrcfile.write(path, rng.standard_normal((16, 16, 16), dtype=np.float32), voxel_size=10.0)
+    assert "no tomogram is known" in run("import", tmp_path / "lab", "--out", tmp_path / "data")
+    run("split", tmp_path / "data", "--name", "made")
+    study = Study(tmp_path, _WITHOUT_TOMOGRAMS)
+    note = "data: the tomogram of all volumes is not known, so that volumes of one tomogram may stand in two splits"
+    assert note in " ".join(study.run().split())
+    assert note in (tmp_path / "studies" / "tiny" / "table.txt").read_text()

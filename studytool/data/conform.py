@@ -99,7 +99,7 @@ def cropped_or_padded(volume: Volume, side: int) -> Volume:
 
 def standardized(volume: Volume) -> Volume:
     """Mean 0 and deviation 1 over all voxels; a volume of one value throughout becomes 0."""
-    peak = np.abs(volume).max()
+    peak = max(volume.max(), -volume.min())
     if peak > 0 and not _SQUARES_FIT[0] < peak < _SQUARES_FIT[1]:
         volume = volume / peak
     mean = volume.mean()

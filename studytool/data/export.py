@@ -40,8 +40,8 @@ def export_dataset(
         DataError: the folder exists already, or a volume cannot be read.
     """
     labels = [dataset.manifest.classes[label] for label in dataset.labels.tolist()]
-    folders = _file_names(dataset.manifest.classes)
-    stems = _file_names(dataset.particle_ids.tolist())
+    folders = file_names(dataset.manifest.classes)
+    stems = file_names(dataset.particle_ids.tolist())
     paths = [f"{folders[label]}/{stems[name]}.mrc" for label, name in zip(labels, dataset.particle_ids, strict=True)]
     kind = np.float16 if half else np.float32
     with whole_folder(folder) as temporary:
@@ -59,11 +59,11 @@ def _write_star(path: Path, dataset: Dataset, labels: list[str], image_names: li
     import pandas as pd
     import starfile
 
-    in_star = _star_names(dataset.manifest.classes)
-    ids = _star_names(dataset.particle_ids.tolist())
+    in_star = star_names(dataset.manifest.classes)
+    ids = star_names(dataset.particle_ids.tolist())
     columns: dict[str, Any] = {"rlnImageName": image_names}
     if (dataset.tomograms != "").any():
-        tomograms = _star_names(sorted({*dataset.tomograms.tolist()} - {""})) | {"": ""}
+        tomograms = star_names(sorted({*dataset.tomograms.tolist()} - {""})) | {"": ""}
         columns["rlnMicrographName"] = [tomograms[name] for name in dataset.tomograms.tolist()]
     columns["rlnPixelSize"] = dataset.manifest.voxel_size_angstrom
     if np.isfinite(dataset.positions_zyx).all():
@@ -76,13 +76,13 @@ def _write_star(path: Path, dataset: Dataset, labels: list[str], image_names: li
     starfile.write({"particles": pd.DataFrame(columns)}, path, float_format="%.9g")
 
 
-def _file_names(names: Iterable[str]) -> dict[str, str]:
+def file_names(names: Iterable[str]) -> dict[str, str]:
     """A name for each that every file system takes; no two are the same, not even where case does not count."""
     plain = {name: _NOT_IN_FILE_NAMES.sub("_", name)[:_LONGEST_NAME].lstrip(".") or "_" for name in names}
     return _different(plain, same_if=str.lower, taken={STAR_NAME})
 
 
-def _star_names(names: Iterable[str]) -> dict[str, str]:
+def star_names(names: Iterable[str]) -> dict[str, str]:
     """Each name without what a STAR file cannot hold; no two are the same."""
     return _different({name: _NOT_IN_STAR.sub("_", name) for name in names}, same_if=str, taken=set())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import itertools
@@ -9,8 +10,10 @@ import json
 import math
 import pickletools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -21,10 +24,13 @@ from studytool.data.conform import conform
 from studytool.data.importplan import ImportPlan, check_alike, count_oddities, plan_import, read_checked
 from studytool.data.manifest import Manifest
 from studytool.data.particles import Particle
-from studytool.data.readers.source import Entry, ReadOptions, Source
+from studytool.data.readers.source import Entry, ReadOptions, ReadVolume, Source
+from studytool.data.shardfile import Group
 from studytool.data.shards import Continuable, continue_dataset
-from studytool.data.workers import results_in_order, usable_cores
+from studytool.data.voxels import Array, store
+from studytool.data.workers import Slots, results_in_order, shared_slots, usable_cores
 from studytool.errors import DataError
+from studytool.files import write_text
 from studytool.settings import ImportSettings
 
 __all__ = ["READERS", "ImportPlan", "import_dataset", "plan_import", "recognize"]
@@ -34,28 +40,31 @@ READERS = {
     "shardset": "another studytool dataset",
     "arrays": ".npy or .npz arrays, MedMNIST3D",
     "copick": "copick projects and downloads of the CryoET Data Portal",
-    "folders": "a folder with a folder of MRC files per class (or MRC files with --label), a CSV path,label[,tomogram]",
+    "folders": "a folder with a folder of MRC files per class (or MRC files, or one, with --label), "
+    "a CSV path,label[,tomogram]",
     "star": "STAR files of RELION, Warp and M",
     "dynamo": "Dynamo tables (with --volumes)",
     "eman2": "EMAN2 .hdf and .lst",
     "tomograms": "tables of coordinates (with --tomograms)",
     "em": "EM files",
 }
-_CHUNK_BYTES = 4 * 1024 * 1024  # of volumes that travel between processes at once
-_MAX_CHUNK = 64
-_WORTH_PROCESSES = 6000 * 32**3  # voxels; starting processes takes longer than converting fewer
-_PROGRESS_EVERY = 16
+_WORTH_PROCESSES = 3000 * 32**3  # voxels; starting processes takes longer than converting fewer
 _HEAD_BYTES = 65536
 _MAX_FLOAT16_ERROR = 0.01
 _TEXT_PICKLE = rb"\(?(?:[dl]p\d+\n|c[\w.]+\n[\w.]+\n(?:p\d+\n|\())"
 _FILES_LOOKED_AT = 50
+_MOST_SKIPPED = 0.1  # of the volumes
+_SKIPPED_NAMED = 5
+SKIPPED_NAME = "skipped.csv"
+_OPTIONS = tuple(f.name for f in fields(ReadOptions) if f.name not in ("box", "voxel_size_angstrom"))  # of the source
 
 
 def recognize(path: Path, options: ReadOptions) -> Source:
     """Find the reader of a file or folder by its content.
 
     Raises:
-        DataError: it is not there, no reader knows it, or it could run code when it is read.
+        DataError: it is not there, no reader knows it, it could run code when it is read, or it has no use for one of
+            the options.
     """
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
@@ -65,8 +74,10 @@ def recognize(path: Path, options: ReadOptions) -> Source:
         raise DataError(f"{path}: an empty {'folder' if path.is_dir() else 'file'}; there is nothing to import")
     _refuse_pickle(path)
     for name in READERS:
-        source: Source | None = import_module(f"studytool.data.readers.{name}").recognize(path, options)
+        watched = _WatchedOptions(**vars(options))
+        source: Source | None = import_module(f"studytool.data.readers.{name}").recognize(path, watched)
         if source is not None:
+            _refuse_unused(path, source, options, watched.asked)
             return source
     for file in itertools.islice(sorted(path.iterdir()) if path.is_dir() else (), _FILES_LOOKED_AT):
         _refuse_pickle(file)
@@ -78,6 +89,7 @@ def import_dataset(
     out: Path,
     settings: ImportSettings,
     *,
+    skip_bad: bool = False,
     workers: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
@@ -88,45 +100,61 @@ def import_dataset(
     process per core this process may use, if there is enough to do). `on_progress(done, total)` is called as volumes
     are finished. Oddities of files (a missing id, a guessed byte order) do not hinder; `provenance["oddities"]` of the
     manifest counts them and names the first file of each kind, and `provenance["float16_error"]` is the largest error
-    of rounding, as a part of a volume's deviation.
+    of rounding, as a part of a volume's deviation. With `skip_bad` volumes that cannot be read or are not finite are
+    left out, up to a tenth of all; `provenance["skipped"]` counts them, and `skipped.csv` in the dataset names them.
 
     Raises:
         DataError: see `plan_import`; a volume cannot be read, differs from the others or holds values that are not
-            finite or that float16 cannot hold; names the file.
+            finite or that float16 cannot hold; names the file. Too many volumes, or all of a class, would be skipped.
     """
-    plan = plan_import(source, settings)
+    plan = plan_import(source, settings, skip_bad=skip_bad)
     total = len(plan.entries)
     volume_voxels = math.prod(plan.shape_dhw)
     if workers is None:
         work = total * max(volume_voxels, math.prod(plan.found_shape_dhw))
         workers = usable_cores() if work > _WORTH_PROCESSES else 1
-    chunk = max(1, min(_MAX_CHUNK, _CHUNK_BYTES // (4 * volume_voxels)))
-    tally: dict[str, Any] = {"oddities": {}, "float16_error": 0.0}
+    tally: dict[str, Any] = {"oddities": {}, "float16_error": 0.0, "skipped": []}
 
-    def particles_from(start: int) -> Iterator[Particle]:
-        convert = _Converter(source, plan, settings)
-        converted = results_in_order(convert, range(start, total), workers=workers, chunk=chunk)
-        for done, one in enumerate(converted, start=start + 1):
-            count_oddities(tally["oddities"], one.warnings)
-            tally["float16_error"] = max(tally["float16_error"], one.float16_error)
-            yield one.particle
-            if on_progress is not None and (done % _PROGRESS_EVERY == 0 or done == total):
-                on_progress(done, total)
+    def groups(ranges: Sequence[range], folder: Path) -> Generator[Group]:
+        shape = (max(map(len, ranges), default=1), *plan.shape_dhw)
+        with shared_slots(folder, shape, settings.dtype, workers=workers) as slots:
+            convert = _Converter(source, plan, settings, skip_bad, slots)
+            for index, one in enumerate(results_in_order(convert, list(enumerate(ranges)), workers=workers)):
+                if on_progress is not None:
+                    on_progress(ranges[index].start, total)
+                count_oddities(tally["oddities"], one.warnings)
+                tally["float16_error"] = max(tally["float16_error"], one.float16_error)
+                tally["skipped"] += one.skipped
+                if len(tally["skipped"]) > _MOST_SKIPPED * total:
+                    raise DataError(_too_many(tally["skipped"], total))
+                stored = slots[index][: len(one.found)]
+                yield Group(
+                    [_particle(plan, *found, volume) for found, volume in zip(one.found, stored, strict=True)], stored
+                )
 
-    provenance = {
-        "kind": "import",
-        "source": {"kind": source.kind, **source.provenance},
-        "settings": settings.model_dump(mode="json"),
-        "notes": list(source.notes),
-        "dropped": dict(plan.dropped),
-        "found_voxel_size_angstrom": plan.found_voxel_size_angstrom,
-    }
-    key = _key(source, plan.entries, settings)
+    def finish(folder: Path) -> dict[str, Any]:
+        provenance = {
+            "kind": "import",
+            "source": {"kind": source.kind, **source.provenance},
+            "settings": settings.model_dump(mode="json"),
+            "notes": list(source.notes),
+            "dropped": dict(plan.dropped),
+            "found_voxel_size_angstrom": plan.found_voxel_size_angstrom,
+            "oddities": tally["oddities"],
+            "float16_error": tally["float16_error"],
+        }
+        if tally["skipped"]:
+            provenance["skipped"] = _write_skipped(folder / SKIPPED_NAME, tally["skipped"], plan)
+        if on_progress is not None:
+            on_progress(total, total)
+        return provenance
+
+    key = _key(source, plan.entries, settings, skip_bad)
+    volume_bytes = volume_voxels * np.dtype(settings.dtype).itemsize
     return continue_dataset(
-        Continuable(key, particles_from, tally),
+        Continuable(key, total, volume_bytes, groups, tally, finish),
         out,
         dtype=settings.dtype,
-        provenance=provenance,
         volumes_per_shard=settings.volumes_per_shard,
         compression=settings.compression,
     )
@@ -134,43 +162,101 @@ def import_dataset(
 
 @dataclass(frozen=True)
 class _Converted:
-    particle: Particle
-    warnings: tuple[str, ...]
+    """What travels from a worker: numbers of volumes with the voxel sizes they had in Å; the voxels are in a slot."""
+
+    found: list[tuple[int, float]]
+    skipped: list[dict[str, str]]
+    warnings: list[str]
     float16_error: float
 
 
 @dataclass(frozen=True)
 class _Converter:
-    """What a worker process does: read a volume of the plan and make it like the first."""
+    """What a worker process does: read a range of volumes of the plan, make them like the first, and round them."""
 
     source: Source
     plan: ImportPlan
     settings: ImportSettings
+    skip_bad: bool
+    slots: Slots
 
-    def __call__(self, number: int) -> _Converted:
-        plan = self.plan
-        entry = plan.entries[number]
-        read, oddities = read_checked(self.source, entry)
-        found = check_alike(
-            entry, read, plan.entries[0], plan.found_voxel_size_angstrom, plan.found_shape_dhw, self.settings
-        )
-        volume, voxel_size = conform(read.volume_DHW, found, self.settings)
-        position = entry.position_zyx
-        if position is not None:  # it counts voxels of the tomogram, whose size becomes that of the volume
-            z, y, x = (voxels * found / voxel_size for voxels in position)
-            position = (z, y, x)
-        particle = Particle(
-            particle_id=entry.particle_id,
-            label=entry.label,
-            tomogram=entry.tomogram,
-            split=entry.split,
-            volume_DHW=volume,
-            voxel_size_angstrom=voxel_size,
-            snr=entry.snr,
-            position_zyx=position,
-        )
-        error = _float16_error(entry, volume) if self.settings.dtype == "float16" else 0.0
-        return _Converted(particle, oddities, error)
+    def __call__(self, item: tuple[int, range]) -> _Converted:
+        index, numbers = item
+        slot = self.slots[index]
+        result = _Converted([], [], [], 0.0)
+        largest_error = 0.0
+        for number in numbers:
+            entry = self.plan.entries[number]
+            try:
+                read, oddities = read_checked(self.source, entry)
+            except DataError as error:
+                if not self.skip_bad:
+                    raise
+                named = {"particle_id": entry.particle_id, "label": entry.label, "reason": str(error)}
+                result.skipped.append(named)
+                continue
+            found, rounding = self.convert(entry, read, slot[len(result.found)])
+            result.found.append((number, found))
+            result.warnings.extend(oddities)
+            largest_error = max(largest_error, rounding)
+        return replace(result, float16_error=largest_error)
+
+    def convert(self, entry: Entry, read: ReadVolume, out: Array) -> tuple[float, float]:
+        """Round the conformed volume into `out`; its voxel size before in Å, and the error of float16."""
+        plan, settings = self.plan, self.settings
+        found = check_alike(entry, read, plan.first, plan.found_voxel_size_angstrom, plan.found_shape_dhw, settings)
+        volume, _ = conform(read.volume_DHW, found, settings)
+        error = _float16_error(entry, volume) if settings.dtype == "float16" else 0.0
+        store(volume, out, entry.particle_id)
+        return found, error
+
+
+def _particle(plan: ImportPlan, number: int, found_angstrom: float, stored: Array) -> Particle:
+    entry = plan.entries[number]
+    voxel_size = plan.voxel_size_angstrom
+    position = entry.position_zyx
+    if position is not None:  # it counts voxels of the tomogram, whose size becomes that of the volume
+        z, y, x = (voxels * found_angstrom / voxel_size for voxels in position)
+        position = (z, y, x)
+    return Particle(
+        particle_id=entry.particle_id,
+        label=entry.label,
+        tomogram=entry.tomogram,
+        split=entry.split,
+        volume_DHW=stored,
+        voxel_size_angstrom=voxel_size,
+        snr=entry.snr,
+        position_zyx=position,
+    )
+
+
+def _too_many(skipped: Sequence[Mapping[str, str]], total: int) -> str:
+    return (
+        f"--skip-bad: {len(skipped)} of {total} volumes cannot be used already, and {_MOST_SKIPPED:.0%} is the most; "
+        f"the first: {skipped[0]['reason']}"
+    )
+
+
+def _write_skipped(path: Path, skipped: Sequence[Mapping[str, str]], plan: ImportPlan) -> dict[str, Any]:
+    """Name every skipped volume in a CSV; what the manifest says of them.
+
+    Raises:
+        DataError: no volume of a class is left.
+    """
+    lost = Counter(one["label"] for one in skipped)
+    for label, count in lost.items():
+        if count == plan.counts[label]:
+            first = next(one["reason"] for one in skipped if one["label"] == label)
+            raise DataError(
+                f"--skip-bad: none of the {count} volumes of class {label!r} can be used; leave it out with --exclude, "
+                f"or mend them; the first: {first}"
+            )
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["particle_id", "label", "reason"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(skipped)
+    write_text(path, text.getvalue())
+    return {"volumes": len(skipped), "first": [one["reason"] for one in skipped[:_SKIPPED_NAMED]], "file": path.name}
 
 
 def _float16_error(entry: Entry, volume: Any) -> float:
@@ -192,9 +278,9 @@ def _float16_error(entry: Entry, volume: Any) -> float:
     return error
 
 
-def _key(source: Source, entries: Sequence[Entry], settings: ImportSettings) -> str:
+def _key(source: Source, entries: Sequence[Entry], settings: ImportSettings, skip_bad: bool) -> str:
     """A digest of all that the dataset depends on: the list, the settings, and the state of every file named in it."""
-    digest = hashlib.sha256(json.dumps([source.kind, settings.model_dump(mode="json")]).encode())
+    digest = hashlib.sha256(json.dumps([source.kind, skip_bad, settings.model_dump(mode="json")]).encode())
     files: dict[Path, None] = dict.fromkeys(_paths_in([getattr(source, name) for name in _own_fields(source)]))
     for entry in entries:
         digest.update(repr(entry).encode())
@@ -222,6 +308,27 @@ def _paths_in(value: Any) -> Iterator[Path]:
     elif is_dataclass(value):
         for field in fields(value):
             yield from _paths_in(getattr(value, field.name))
+
+
+class _WatchedOptions(ReadOptions):
+    """Options that remember which of them a reader has asked for."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in _OPTIONS:
+            self.asked.add(name)
+        return super().__getattribute__(name)
+
+    @cached_property
+    def asked(self) -> set[str]:
+        return set()
+
+
+def _refuse_unused(path: Path, source: Source, options: ReadOptions, asked: set[str]) -> None:
+    # A label of "" stands for a prediction, which wants none from any source.
+    unused = [name for name in _OPTIONS if getattr(options, name) not in (None, "") and name not in asked]
+    if unused:
+        names = ", ".join("--" + name.replace("_", "-") for name in unused)
+        raise DataError(f"{path}: read as {source.kind}, which has no use for {names}; leave it out")
 
 
 def _refuse_pickle(path: Path) -> None:

@@ -9,8 +9,10 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from studytool.data.conform import conformed_shape, uncropped_shape
@@ -29,9 +31,9 @@ _LONGEST_ID = 4096
 class ImportPlan:
     """The particles that would be imported, in their order, with counts, and what is left out: reason -> number.
 
-    `found_shape_dhw` and `found_voxel_size_angstrom` are those of the first volume, `shape_dhw` and
+    `found_shape_dhw` and `found_voxel_size_angstrom` are those of the volume of `first`, `shape_dhw` and
     `voxel_size_angstrom` what it becomes; `looked_at` volumes were read to find out, the others will be held against
-    them during the import.
+    them during the import. `bad` says what is wrong with those that cannot be read and are to be skipped.
     """
 
     kind: str
@@ -42,7 +44,9 @@ class ImportPlan:
     splits: Mapping[str, int]
     dropped: Mapping[str, int]
     looked_at: int
+    bad: tuple[str, ...]
     oddities: Mapping[str, Mapping[str, Any]]
+    first: Entry
     found_shape_dhw: tuple[int, int, int]
     found_voxel_size_angstrom: float
     shape_dhw: tuple[int, int, int]
@@ -78,6 +82,7 @@ def plan_lines(plan: ImportPlan) -> list[str]:
     lines.append(f"box: {sides} voxels of {plan.found_voxel_size_angstrom:g} Å (of {plan.looked_at} volumes looked at)")
     if (plan.shape_dhw, plan.voxel_size_angstrom) != (plan.found_shape_dhw, plan.found_voxel_size_angstrom):
         lines.append(f"becomes: {' x '.join(map(str, plan.shape_dhw))} voxels of {plan.voxel_size_angstrom:g} Å")
+    lines += [f"skipped: {reason}" for reason in plan.bad]
     return lines + oddity_lines(plan.oddities)
 
 
@@ -90,8 +95,19 @@ def oddity_lines(oddities: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def plan_import(source: Source, settings: ImportSettings) -> ImportPlan:
+def skipped_lines(provenance: Mapping[str, Any], folder: Path) -> list[str]:
+    """How many volumes an import with --skip-bad has left out, and what is wrong with the first."""
+    skipped = provenance.get("skipped")
+    if skipped is None:
+        return []
+    lines = [f"skipped: {reason}" for reason in skipped["first"]]
+    return [*lines, f"skipped in all: {skipped['volumes']}; all of them stand in {folder / skipped['file']}"]
+
+
+def plan_import(source: Source, settings: ImportSettings, *, skip_bad: bool = False) -> ImportPlan:
     """Choose the particles, look at some of their volumes, and say what would become of them.
+
+    With `skip_bad` volumes that cannot be read or are not finite do not hinder, unless that is so of all looked at.
 
     Raises:
         DataError: no particle is left, a class to include or exclude is not there, an id occurs twice, a tomogram
@@ -103,11 +119,19 @@ def plan_import(source: Source, settings: ImportSettings) -> ImportPlan:
     _check_ids(entries)
     _check_splits(entries)
     oddities: dict[str, dict[str, Any]] = {}
-    seen = []
+    seen, bad = [], []
     for entry in _spread(entries):
-        volume, odd = read_checked(source, entry)
+        try:
+            volume, odd = read_checked(source, entry)
+        except DataError as error:
+            if not skip_bad:
+                raise
+            bad.append(str(error))
+            continue
         count_oddities(oddities, odd)
         seen.append((entry, volume))
+    if not seen:
+        raise DataError(f"{bad[0]} (--skip-bad: so it is with all {len(bad)} volumes looked at)")
     first_entry, first = seen[0]
     voxel_size = known_voxel_size(first_entry, first.voxel_size_angstrom, settings)
     depth, height, width = first.volume_DHW.shape
@@ -123,8 +147,10 @@ def plan_import(source: Source, settings: ImportSettings) -> ImportPlan:
         tomograms=_counted(entry.tomogram for entry in entries),
         splits=_counted(entry.split for entry in entries),
         dropped=dropped,
-        looked_at=len(seen),
+        looked_at=len(seen) + len(bad),
+        bad=tuple(bad),
         oddities=oddities,
+        first=first_entry,
         found_shape_dhw=(depth, height, width),
         found_voxel_size_angstrom=voxel_size,
         shape_dhw=conformed_shape((depth, height, width), voxel_size, settings),
@@ -144,9 +170,11 @@ def read_checked(source: Source, entry: Entry) -> tuple[ReadVolume, tuple[str, .
     volume = read.volume_DHW
     if volume.ndim != 3 or not volume.size:
         raise DataError(f"{entry.origin}: an array of shape {list(volume.shape)}, not a volume")
-    require_finite(entry.origin, volume)
+    lowest, highest = volume.min(), volume.max()
+    if not (np.isfinite(lowest) and np.isfinite(highest)):
+        require_finite(entry.origin, volume)
     odd = [str(warning.message) for warning in caught]
-    if volume.min() == volume.max():
+    if lowest == highest:
         odd.append(f"{entry.origin}: every voxel has the same value, so that there is nothing to see in this volume")
     return read, tuple(odd)
 

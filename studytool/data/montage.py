@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,16 +41,26 @@ def write_montage(dataset: Dataset, path: Path, *, per_class: int = 4, seed: int
         rows = np.sort(rng.permutation(np.flatnonzero(dataset.labels == label))[:per_class])
         volumes = np.zeros((len(rows), *dataset.manifest.shape_dhw), dataset.manifest.dtype)
         dataset.gather(rows, volumes)
-        for ax in axes[label]:
-            ax.set_xticks([])
-            ax.set_yticks([])
+        without_ticks(axes[label])
         for number, volume in enumerate(widened(volumes)):
-            low, high = np.percentile(volume, (1, 99))
-            for axis, letter in enumerate(SLICES):
-                ax = axes[label, 3 * number + axis]
-                ax.imshow(volume.take(volume.shape[axis] // 2, axis=axis), cmap="gray", vmin=low, vmax=high)
-                if label == 0:
-                    ax.set_title(f"across {letter}", fontsize=7)
+            draw_slices(axes[label, 3 * number : 3 * number + 3], volume)
+            if label == 0:
+                for axis, letter in enumerate(SLICES):
+                    axes[label, 3 * number + axis].set_title(f"across {letter}", fontsize=7)
         axes[label, 0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
     with whole_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=100)
+
+
+def draw_slices(axes: Iterable[Any], volume_DHW: np.ndarray[Any, Any]) -> None:
+    """Draw the middle slices across z, y and x into three axes, in grey from the 1st to the 99th percentile."""
+    low, high = np.percentile(volume_DHW, (1, 99))
+    for axis, ax in enumerate(axes):
+        ax.imshow(volume_DHW.take(volume_DHW.shape[axis] // 2, axis=axis), cmap="gray", vmin=low, vmax=high)
+
+
+def without_ticks(axes: Iterable[Any]) -> None:
+    """Axes that show a picture and no numbers."""
+    for ax in axes:
+        ax.set_xticks([])
+        ax.set_yticks([])

@@ -10,9 +10,18 @@ import math
 
 import torch
 
+from studytool import registry
 from studytool.settings import InputSettings
 
 _TAIL = 0.01
+
+
+def network_input(volumes_B1DHW: torch.Tensor, voxel_size_angstrom: float, settings: InputSettings) -> torch.Tensor:
+    """Floating volumes filtered and normalized as a study's `input:` says; what a network sees when it is evaluated."""
+    apply = registry.lookup("filter", settings.filter, registry.FILTERS)
+    normalize = registry.lookup("normalization", settings.normalize, registry.NORMALIZATIONS)
+    prepared: torch.Tensor = normalize(apply(volumes_B1DHW, voxel_size_angstrom, settings))
+    return prepared
 
 
 def unfiltered(volumes_B1DHW: torch.Tensor, voxel_size_angstrom: float, settings: InputSettings) -> torch.Tensor:

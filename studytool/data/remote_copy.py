@@ -7,23 +7,18 @@ stands under its name in the cache has been checked.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
-import shutil
 import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
+from studytool.data.cachefolder import bound_bytes, cache_folder, locked, make_room
 from studytool.data.manifest import MANIFEST_NAME, Manifest, ShardEntry, read_manifest
 from studytool.errors import DataError
 from studytool.files import whole_file, write_text
 from studytool.remote import RemoteFolder, is_remote, open_remote
 
-CACHE_GB = 100.0
-"""What the copies may take in all, unless STUDYTOOL_CACHE_GB says otherwise."""
 _AT_ONCE = 8
 _MOST_JSON_BYTES = 256 * 1024 * 1024
 _SPLITS = "splits"
@@ -33,16 +28,15 @@ def local_copy(address: str, *, look_again: bool = False) -> Path:
     """The folder of a dataset on this machine: `address` itself where it is a path, else a checked copy in the cache.
 
     A copy that is there is used without asking the server, so that trials do not depend on it; with `look_again` it is
-    asked whether the dataset at the address is still the same, and has new splits. The cache is `STUDYTOOL_CACHE`, else
-    ~/.cache/studytool; datasets used longest ago make room for new ones.
+    asked whether the dataset at the address is still the same, and has new splits. Datasets used longest ago make room
+    for new ones (see `studytool.data.cachefolder`).
 
     Raises:
         DataError: the dataset cannot be fetched, is damaged, or is larger than the cache may be.
     """
     if not is_remote(address):
         return Path(address)
-    root = _cache_folder()
-    root.mkdir(parents=True, exist_ok=True)
+    root = cache_folder("datasets")
     pointer = root / f"{hashlib.sha256(address.rstrip('/').encode()).hexdigest()[:32]}.fingerprint"
     if not look_again and pointer.is_file():
         folder = root / pointer.read_text(encoding="ascii")
@@ -59,12 +53,13 @@ def _fetched(remote: RemoteFolder, root: Path) -> Path:
     content = remote.read(MANIFEST_NAME, most_bytes=_MOST_JSON_BYTES)
     manifest = _checked(content, remote)
     folder = root / manifest.fingerprint
-    with _locked(root / f"{manifest.fingerprint}.lock"):
+    with locked(folder):
         folder.mkdir(exist_ok=True)
         for stale in folder.glob(".*.part"):  # of a process that was killed: whoever writes here holds the lock
             stale.unlink()
         missing = [entry for entry in manifest.shards if not _is_here(folder, entry)]
-        _make_room(root, folder, manifest)
+        _check_fits(root, manifest)
+        make_room(root, folder, sum(entry.bytes for entry in manifest.shards))
         with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="studytool-fetch") as pool:
             fetched = [
                 pool.submit(remote.fetch, entry.name, folder / entry.name, sha256=entry.sha256) for entry in missing
@@ -82,11 +77,6 @@ def _fetched(remote: RemoteFolder, root: Path) -> Path:
     return folder
 
 
-def _cache_folder() -> Path:
-    chosen = os.environ.get("STUDYTOOL_CACHE")
-    return (Path(chosen) if chosen else Path.home() / ".cache" / "studytool") / "datasets"
-
-
 def _checked(content: bytes, remote: RemoteFolder) -> Manifest:
     """The remote manifest, checked like a local one."""
     with tempfile.TemporaryDirectory(prefix="studytool-") as name:
@@ -97,37 +87,13 @@ def _checked(content: bytes, remote: RemoteFolder) -> Manifest:
             raise DataError(str(error).replace(name, remote.address)) from error
 
 
-def _make_room(root: Path, folder: Path, manifest: Manifest) -> None:
-    """Remove the datasets used longest ago until this one fits; what is mapped stays readable until it is closed."""
-    bound = _bound_bytes()
-    needed = sum(entry.bytes for entry in manifest.shards)
+def _check_fits(root: Path, manifest: Manifest) -> None:
+    needed, bound = sum(entry.bytes for entry in manifest.shards), bound_bytes()
     if needed > bound:
         raise DataError(
             f"the dataset has {needed / 1e9:.1f} GB, the cache {root} may have {bound / 1e9:.1f}; "
             "set STUDYTOOL_CACHE_GB to more, or copy the dataset to this machine"
         )
-    others = sorted(
-        (other for other in root.iterdir() if other.is_dir() and other != folder), key=lambda f: f.stat().st_mtime
-    )
-    sizes = {other: sum(file.stat().st_size for file in other.rglob("*") if file.is_file()) for other in others}
-    for other in others:
-        if needed + sum(sizes.values()) <= bound:
-            return
-        with _locked(root / f"{other.name}.lock", wait=False) as free:
-            if free:
-                shutil.rmtree(other, ignore_errors=True)
-                sizes.pop(other)
-
-
-def _bound_bytes() -> float:
-    chosen = os.environ.get("STUDYTOOL_CACHE_GB", str(CACHE_GB))
-    try:
-        bound = float(chosen)
-    except ValueError:
-        bound = 0.0
-    if not bound > 0:
-        raise DataError(f"STUDYTOOL_CACHE_GB is {chosen!r}; it has to be a number above 0, in GB")
-    return bound * 1e9
 
 
 def _is_here(folder: Path, entry: ShardEntry) -> bool:
@@ -138,15 +104,3 @@ def _is_here(folder: Path, entry: ShardEntry) -> bool:
 def _write(path: Path, content: bytes) -> None:
     with whole_file(path) as temporary:
         temporary.write_bytes(content)
-
-
-@contextmanager
-def _locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock between processes; without `wait`, yield whether it was free."""
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True

@@ -12,7 +12,6 @@ import hashlib
 import mmap
 import re
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,6 @@ import pyarrow.parquet as pq
 from studytool.data.manifest import FORMAT_VERSION, Manifest, ShardEntry
 from studytool.data.pageheader import PageHeader, read_page_header
 from studytool.data.particles import SPLITS, Particle
-from studytool.data.voxels import store
 from studytool.errors import DataError
 from studytool.files import whole_file
 from studytool.settings import Compression
@@ -34,7 +32,7 @@ TEXT_COLUMNS = ("label", "tomogram", "split", "particle_id")
 NUMBER_COLUMNS = ("snr", "position_z", "position_y", "position_x")
 ROWS_PER_GROUP = 256
 _DIGEST_BYTES = 1024 * 1024
-_MAX_GROUP_BYTES = 64 * 1024 * 1024  # a group of large volumes has fewer rows, so that writing stays in bounded memory
+_MAX_GROUP_BYTES = 2 * 1024 * 1024  # pyarrow's buffers for a larger group are returned to the system after each one
 _MAX_READ_GROUP_BYTES = 1024 * 1024 * 1024
 _MAX_HEADER_BYTES = 16 * 1024 * 1024  # may hold the smallest and the largest value
 _MAX_PAGE_BYTES = 2**31 - 1
@@ -103,29 +101,25 @@ class ShardFile:
         return data[start : start + len(fixed) * width].reshape(len(fixed), width)
 
 
-def write_shard(
-    path: Path,
-    particles: Iterable[Sequence[Particle]],
-    *,
-    dtype: str,
-    voxel_size_angstrom: float,
-    compression: Compression = "none",
-) -> ShardEntry:
+@dataclass(frozen=True)
+class Group:
+    """Particles that share a row group: their own volumes are not looked at, `stored` [n, D, H, W] has them rounded."""
+
+    particles: Sequence[Particle]
+    stored: np.ndarray[Any, Any]
+
+
+def write_shard(path: Path, groups: Iterable[Group], *, compression: Compression = "none") -> ShardEntry:
     """Write groups of particles, one row group each, as the shard `path`, whole or not at all; returns its entry.
 
-    All volumes have to be of one shape. Values are rounded to `dtype` (see `voxels.store`). A thread rounds, writes and
-    digests a group while the next one is being made. A compressed shard is for keeping: its volumes have no offsets.
+    All volumes have to be of one shape, dtype and voxel size. A group's memory is not used any more when the next one
+    is asked for. A compressed shard is for keeping: its volumes have no offsets.
     """
     with whole_file(path) as temporary:
-        writer = _GroupWriter(temporary, dtype, voxel_size_angstrom, compression)
-        with closing(writer), ThreadPoolExecutor(max_workers=1) as background:
-            written: Future[None] | None = None
-            for group in particles:
-                if written is not None:
-                    written.result()
-                written = background.submit(writer.write, group)
-            if written is not None:
-                written.result()
+        writer = _GroupWriter(temporary, compression)
+        with closing(writer):
+            for group in groups:
+                writer.write(group)
         return ShardEntry(path.name, writer.rows, temporary.stat().st_size, writer.digest.hexdigest())
 
 
@@ -174,25 +168,23 @@ _WRITE_OPTIONS: dict[str, Any] = {
 class _GroupWriter:
     """Writes row groups, and digests the file as it grows: what is written of a Parquet file never changes."""
 
-    def __init__(self, path: Path, dtype: str, voxel_size_angstrom: float, compression: Compression) -> None:
+    def __init__(self, path: Path, compression: Compression) -> None:
         self.path = path
         self.options = {**_WRITE_OPTIONS, "compression": compression}
-        self.dtype = dtype
-        self.voxel_size_angstrom = voxel_size_angstrom
         self.rows = 0
         self.digest = hashlib.sha256()
         self._writer: Any = None
-        self._written = path.open("rb")
+        self._written = path.open("rb", buffering=0)
+        self._part = memoryview(bytearray(_DIGEST_BYTES))
 
-    def write(self, group: Sequence[Particle]) -> None:
-        stored = np.empty((len(group), *group[0].volume_DHW.shape), dtype=self.dtype)
-        for place, particle in zip(stored, group, strict=True):
-            store(particle.volume_DHW, place, particle.particle_id)
+    def write(self, group: Group) -> None:
+        stored = group.stored
         if self._writer is None:
             self._writer = pq.ParquetWriter(self.path, _schema(stored[0].nbytes), **self.options)
-            self._writer.add_key_value_metadata(_stated(stored.shape[1:], self.dtype, self.voxel_size_angstrom))
-        self._writer.write_table(_table(group, stored, self._writer.schema), row_group_size=len(group))
-        self.rows += len(group)
+            stated = _stated(stored.shape[1:], stored.dtype.name, group.particles[0].voxel_size_angstrom)
+            self._writer.add_key_value_metadata(stated)
+        self._writer.write_table(_table(group, self._writer.schema), row_group_size=len(stored))
+        self.rows += len(stored)
         self._digest_written()
 
     def close(self) -> None:
@@ -202,8 +194,8 @@ class _GroupWriter:
         self._written.close()
 
     def _digest_written(self) -> None:
-        while content := self._written.read(_DIGEST_BYTES):
-            self.digest.update(content)
+        while count := self._written.readinto(self._part):
+            self.digest.update(self._part[:count])
 
 
 def _schema(width: int) -> Any:
@@ -226,11 +218,12 @@ def _stated(shape_dhw: Sequence[int], dtype: str, voxel_size_angstrom: float) ->
     }
 
 
-def _table(group: Sequence[Particle], stored: np.ndarray[Any, Any], schema: Any) -> Any:
-    volumes = pa.Array.from_buffers(schema.field("volume").type, len(group), [None, pa.py_buffer(stored)])
-    texts = [pa.array([getattr(particle, name) for particle in group], pa.string()) for name in TEXT_COLUMNS]
-    positions = [particle.position_zyx or (None, None, None) for particle in group]
-    numbers = [pa.array([particle.snr for particle in group], pa.float64())]
+def _table(group: Group, schema: Any) -> Any:
+    particles = group.particles
+    volumes = pa.Array.from_buffers(schema.field("volume").type, len(particles), [None, pa.py_buffer(group.stored)])
+    texts = [pa.array([getattr(particle, name) for particle in particles], pa.string()) for name in TEXT_COLUMNS]
+    positions = [particle.position_zyx or (None, None, None) for particle in particles]
+    numbers = [pa.array([particle.snr for particle in particles], pa.float64())]
     numbers += [pa.array([position[axis] for position in positions], pa.float64()) for axis in range(3)]
     return pa.Table.from_arrays([volumes, *texts, *numbers], schema=schema)
 

@@ -6,7 +6,8 @@ import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -19,9 +20,9 @@ from studytool.data.manifest import Manifest, ShardEntry, fingerprint_of, read_m
 from studytool.data.partial import empty_folder, whole_folder
 from studytool.data.particles import SPLITS, STORED, Particle
 from studytool.data.scan import scan
-from studytool.data.shardfile import READ_ERRORS, TEXT_COLUMNS, open_shard, rows_per_group, write_shard
+from studytool.data.shardfile import READ_ERRORS, TEXT_COLUMNS, Group, open_shard, rows_per_group, write_shard
 from studytool.data.splits import read_split
-from studytool.data.voxels import DTYPES
+from studytool.data.voxels import DTYPES, store
 from studytool.errors import DataError, unknown_name
 from studytool.files import sha256_of, write_json
 from studytool.settings import Compression, Dtype
@@ -62,8 +63,13 @@ def write_dataset(
             two splits.
     """
     with whole_folder(folder) as temporary:
-        writer = _Writer(temporary, dtype, volumes_per_shard, compression)
-        writer.write(particles)
+        writer = _Writer(temporary, dtype, compression)
+        admitted = map(writer.census.admit, particles)
+        while in_shard := list(itertools.islice(admitted, 1)):
+            volume = in_shard[0].volume_DHW
+            rest = itertools.islice(admitted, volumes_per_shard - 1)
+            size = rows_per_group(volume.size * np.dtype(dtype).itemsize)
+            writer.write(_stored(batch, dtype) for batch in _batched(itertools.chain(in_shard, rest), size))
         manifest = writer.manifest(provenance, folder)
         write_manifest(temporary, manifest)
     return manifest
@@ -71,16 +77,22 @@ def write_dataset(
 
 @dataclass(frozen=True)
 class Continuable:
-    """Particles whose writing may be interrupted and go on in another process.
+    """Numbered particles whose writing may be interrupted and go on in another process.
 
-    `key` says what they are made of: only what was written under the same key is continued. `particles_from(n)` gives
-    the particles from number n on. `tally` are JSON values that the caller updates as it yields particles; they are
-    stored with each shard, put back in place when its work is continued, and end up in the manifest's provenance.
+    `key` says what they are made of: only what was written under the same key is continued. `groups(ranges, folder)`
+    gives a group for each range of numbers, with fewer particles (or none) where some are left out, and may keep
+    hidden files of its own in `folder` meanwhile; a group's memory is in use until the next one is asked for.
+    `tally` are JSON values that the caller updates as it makes groups; they are stored with each shard and put back in
+    place when its work is continued. `finish(folder)` is called when all shards are written: it may add files, or
+    refuse, and gives the manifest's provenance.
     """
 
     key: str
-    particles_from: Callable[[int], Iterable[Particle]]
+    total: int
+    volume_bytes: int
+    groups: Callable[[Sequence[range], Path], Generator[Group]]
     tally: dict[str, Any]
+    finish: Callable[[Path], Mapping[str, Any]]
 
 
 def continue_dataset(
@@ -88,7 +100,6 @@ def continue_dataset(
     folder: Path,
     *,
     dtype: str,
-    provenance: Mapping[str, Any],
     volumes_per_shard: int,
     compression: Compression = "none",
 ) -> Manifest:
@@ -100,11 +111,18 @@ def continue_dataset(
         DataError: as `write_dataset`; what was written is then removed.
     """
     with whole_folder(folder, journal=_JOURNAL) as temporary:
-        writer = _Writer(temporary, dtype, volumes_per_shard, compression)
-        if not writer.take_up(source):
+        writer = _Writer(temporary, dtype, compression)
+        done = writer.take_up(source)
+        if not done:
             empty_folder(temporary)
-        writer.write(source.particles_from(writer.rows), source)
-        manifest = writer.manifest({**provenance, **source.tally}, folder)
+        shards = _ranges(range(done, source.total), volumes_per_shard)
+        size = rows_per_group(source.volume_bytes)
+        with closing(source.groups([part for shard in shards for part in _ranges(shard, size)], temporary)) as groups:
+            for shard in shards:
+                in_shard = itertools.islice(groups, len(_ranges(shard, size)))
+                writer.write(map(writer.admit_all, in_shard))
+                writer.note(source, shard.stop)
+        manifest = writer.manifest(source.finish(temporary), folder)
         write_manifest(temporary, manifest)
         (temporary / _JOURNAL).unlink()
     return manifest
@@ -161,44 +179,46 @@ def verify_dataset(folder: Path) -> Manifest:
 class _Writer:
     """Writes shards one after the other, and keeps a journal of them for what can be continued."""
 
-    def __init__(self, folder: Path, dtype: str, volumes_per_shard: int, compression: Compression) -> None:
+    def __init__(self, folder: Path, dtype: str, compression: Compression) -> None:
         self.folder = folder
         self.compression = compression
         self.census = _Census(dtype)
-        self.volumes_per_shard = volumes_per_shard
         self.entries: list[ShardEntry] = []
 
-    @property
-    def rows(self) -> int:
-        return sum(entry.rows for entry in self.entries)
-
-    def write(self, particles: Iterable[Particle], source: Continuable | None = None) -> None:
-        dtype = self.census.dtype
-        admitted = map(self.census.admit, particles)
-        while (first := next(admitted, None)) is not None:
+    def write(self, groups: Iterator[Group]) -> None:
+        """Write the next shard, if there is a particle for it."""
+        filled = (group for group in groups if group.particles)
+        first = next(filled, None)
+        if first is not None:
             path = self.folder / f"part-{len(self.entries):05d}.parquet"
-            group_rows = rows_per_group(first.volume_DHW.size * np.dtype(dtype).itemsize)
-            in_shard = itertools.chain([first], itertools.islice(admitted, self.volumes_per_shard - 1))
-            groups = _batched(in_shard, group_rows)
-            voxel_size = first.voxel_size_angstrom
-            entry = write_shard(path, groups, dtype=dtype, voxel_size_angstrom=voxel_size, compression=self.compression)
-            self.entries.append(entry)
-            if source is not None:
-                shards = [asdict(entry) for entry in self.entries]
-                write_json(self.folder / _JOURNAL, {"key": source.key, "tally": source.tally, "shards": shards})
+            self.entries.append(write_shard(path, itertools.chain([first], filled), compression=self.compression))
 
-    def take_up(self, source: Continuable) -> bool:
-        """Take the finished shards of a writer before for one's own, if they are whole and of the same key."""
+    def admit_all(self, group: Group) -> Group:
+        for particle in group.particles:
+            self.census.admit(particle)
+        return group
+
+    def note(self, source: Continuable, done: int) -> None:
+        """Write into the journal that the numbers before `done` are in the shards."""
+        shards = [asdict(entry) for entry in self.entries]
+        write_json(self.folder / _JOURNAL, {"key": source.key, "done": done, "tally": source.tally, "shards": shards})
+
+    def take_up(self, source: Continuable) -> int:
+        """Take the finished shards of a writer before for one's own, if they are whole and of the same key.
+
+        Returns how many numbers they account for.
+        """
         try:
             journal = json.loads((self.folder / _JOURNAL).read_text(encoding="utf-8"))
             if journal["key"] != source.key:
-                return False
+                return 0
+            done = int(journal["done"])
             entries = [ShardEntry(**entry) for entry in journal["shards"]]
         except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return False
+            return 0
         shards = [self.folder / entry.name for entry in entries]
         if not all(p.is_file() and sha256_of(p) == e.sha256 for p, e in zip(shards, entries, strict=True)):
-            return False
+            return 0
         for particle in itertools.chain.from_iterable(map(_without_volumes, shards)):
             self.census.admit(particle)
         self.entries = entries
@@ -206,7 +226,7 @@ class _Writer:
         for path in self.folder.glob("part-*.parquet"):
             if path not in shards:
                 path.unlink()
-        return True
+        return done
 
     def manifest(self, provenance: Mapping[str, Any], folder: Path) -> Manifest:
         return self.census.manifest(self.entries, provenance, folder)
@@ -219,7 +239,6 @@ class _Census:
         if dtype not in DTYPES:
             raise DataError(unknown_name("dtype of shards", dtype, DTYPES))
         self.dtype: Dtype = cast(Dtype, dtype)
-        self.largest = math.inf if dtype == "uint8" else float(np.finfo(dtype).max)
         self.first: Particle | None = None
         self.ids: set[str] = set()
         self.split_of: dict[str, str] = {}
@@ -239,11 +258,6 @@ class _Census:
                 f"{name}: voxel size {particle.voxel_size_angstrom} Å; {self.first.particle_id!r} has "
                 f"{self.first.voxel_size_angstrom} Å, and a dataset has one: rescale"
             )
-        peak = float(np.abs(volume).max())
-        if not math.isfinite(peak):
-            raise DataError(f"{name}: {np.count_nonzero(~np.isfinite(volume))} voxels are NaN or infinite")
-        if peak > self.largest:
-            raise DataError(f"{name}: a voxel of {peak:g} does not fit into {self.dtype}; normalize, or use float32")
         if not particle.label:
             raise DataError(f"{name}: has no label")
         if particle.split not in (*SPLITS, ""):
@@ -307,6 +321,17 @@ def _find_damage(path: Path) -> str:
     except READ_ERRORS:
         return "its checksum differs from the manifest's and its footer is damaged"
     return "its checksum differs from the manifest's, though its pages are whole; it was changed after the manifest"
+
+
+def _stored(particles: Sequence[Particle], dtype: str) -> Group:
+    stored = np.empty((len(particles), *particles[0].volume_DHW.shape), dtype)
+    for place, particle in zip(stored, particles, strict=True):
+        store(particle.volume_DHW, place, particle.particle_id)
+    return Group(particles, stored)
+
+
+def _ranges(numbers: range, size: int) -> list[range]:
+    return [numbers[start : start + size] for start in range(0, len(numbers), size)]
 
 
 def _batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

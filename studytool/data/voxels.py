@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -28,8 +29,15 @@ def store(volume_DHW: Array, out: Array, name: str) -> None:
     a volume of deviation 1.
 
     Raises:
-        DataError: the volume is not normalized as uint8 needs it.
+        DataError: voxels are not finite or too large for the dtype, or the volume is not normalized as uint8 needs it.
     """
+    peak = float(max(volume_DHW.max(), -volume_DHW.min()))  # NaN if any voxel is
+    if not math.isfinite(peak):
+        raise DataError(f"particle {name!r}: {np.count_nonzero(~np.isfinite(volume_DHW))} voxels are NaN or infinite")
+    if out.dtype != np.uint8 and peak > float(np.finfo(out.dtype).max):
+        raise DataError(
+            f"particle {name!r}: a voxel of {peak:g} does not fit into {out.dtype}; normalize, or use float32"
+        )
     if out.dtype != np.uint8:
         out[...] = volume_DHW
         return

@@ -42,13 +42,13 @@ def make_lab(folder):
     return folder
 
 
-def run(source, out, options=None, workers=1, on_progress=None, **changes):
-    found = recognize(source, options or ReadOptions())
-    return import_dataset(found, out, ImportSettings(**changes), workers=workers, on_progress=on_progress)
+def run(source, out, options=None, workers=1, on_progress=None, skip_bad=False, **changes):
+    found, settings = recognize(source, options or ReadOptions()), ImportSettings(**changes)
+    return import_dataset(found, out, settings, skip_bad=skip_bad, workers=workers, on_progress=on_progress)
 
 
-def plan(source, options=None, **changes):
-    return plan_import(recognize(source, options or ReadOptions()), ImportSettings(**changes))
+def plan(source, options=None, skip_bad=False, **changes):
+    return plan_import(recognize(source, options or ReadOptions()), ImportSettings(**changes), skip_bad=skip_bad)
 
 
 def load(folder):

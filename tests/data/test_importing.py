@@ -77,6 +77,7 @@ def test_the_result_does_not_depend_on_the_number_of_workers(lab, tmp_path):
     write_mrc(lab / "0012" / "p01.mrc", volume(1), patch={208: b"\0\0\0\0"})
     alone, together = run(lab, tmp_path / "a", workers=1), run(lab, tmp_path / "b", workers=2)
     assert alone == together
+    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["manifest.json", "part-00000.parquet"]
     assert together.provenance["oddities"]
 
 

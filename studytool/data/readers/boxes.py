@@ -171,11 +171,12 @@ def demanded_side(options: ReadOptions) -> int:
         DataError: the user has given none, or one that cannot be.
     """
     least, most = _SIDES
-    if options.box is None:
+    side = options.cut or options.box
+    if side is None:
         raise DataError("boxes are to be cut from tomograms: give their side in voxels of the tomogram with --cut")
-    if not least <= options.box <= most:
-        raise DataError(f"--cut is {options.box}; a box may have {least} to {most} voxels a side")
-    return options.box
+    if not least <= side <= most:
+        raise DataError(f"--cut is {side}; a box may have {least} to {most} voxels a side")
+    return side
 
 
 def _near_by_near(particles: Sequence[Placed]) -> list[Placed]:

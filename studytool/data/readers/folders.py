@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import bz2
 import csv
-import gzip
 import os
 import zlib
 from collections import Counter
@@ -12,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from studytool.data.readers.mrc import read_mrc
+from studytool.data.readers.mrc import expander, read_mrc
+from studytool.data.readers.mrcstack import count_volumes, read_volume_of_stack
 from studytool.data.readers.source import NO_TOMOGRAM_NOTE, Entry, Listing, ReadOptions, ReadVolume
 from studytool.errors import DataError
 
@@ -35,20 +34,54 @@ class MrcFiles(Listing):
         return ReadVolume(mrc.volume_DHW, mrc.voxel_size_angstrom)
 
 
-def recognize(path: Path, options: ReadOptions) -> MrcFiles | None:
+class MrcStack(Listing):
+    """A source of the volumes in one MRC file; the file and the number of each, from 1, are its entry's `where`."""
+
+    def read(self, entry: Entry) -> ReadVolume:
+        """Read the volume of one entry.
+
+        Raises:
+            DataError: see `read_volume_of_stack`.
+        """
+        mrc = read_volume_of_stack(*entry.where)
+        return ReadVolume(mrc.volume_DHW, mrc.voxel_size_angstrom)
+
+
+def recognize(path: Path, options: ReadOptions) -> MrcFiles | MrcStack | None:
     """A folder with a folder of MRC files per class, one of MRC files if `options.label` is given, or a CSV.
 
-    Files are taken by their ending or, without a known one, by their content. The label is the folder's name as it is.
+    One MRC file alone is read with `options.label`, too: a volume, or a stack of them. The files of a folder are taken
+    by their ending or, without a known one, by their content. The label is the folder's name as it is.
 
     Raises:
-        DataError: folders within class folders, a file that lies elsewhere, or a row of the CSV that cannot be used.
+        DataError: an MRC file alone without a label, folders within class folders, a file that lies elsewhere, or a row
+            of the CSV that cannot be used.
     """
     if options.coordinates is not None or options.tomograms is not None:
         return None
     if path.is_dir():
         return _classes(path, options)
+    if _has_mrc_header(path):
+        return _one_file(path, options)
     columns = _csv_columns(path, options)
     return None if columns is None else _table(path, options, columns)
+
+
+def _one_file(path: Path, options: ReadOptions) -> MrcFiles | MrcStack:
+    if options.label is None:
+        raise DataError(
+            f"{path}: an MRC file alone, of which no class is known; give it with --label or, if it is a tomogram, the "
+            "particles' positions with --coordinates"
+        )
+    name, label, notes = _without_ending(path.name), options.label, (NO_TOMOGRAM_NOTE,)
+    with path.open("rb") as file:
+        compressed = expander(file.read(3)) is not None
+    count = 1 if compressed else count_volumes(path)
+    if count == 1:
+        return MrcFiles("MRC file", (Entry(name, label, "", path, str(path)),), notes, {"path": str(path)})
+    numbers = range(1, count + 1)
+    entries = tuple(Entry(f"{name}-{n:06d}", label, "", (path, n), f"{n}@{path}") for n in numbers)
+    return MrcStack("MRC stack of volumes", entries, notes, {"path": str(path)})
 
 
 def _classes(root: Path, options: ReadOptions) -> MrcFiles | None:
@@ -139,11 +172,9 @@ def _has_mrc_header(path: Path) -> bool:
         with path.open("rb") as file:
             head = file.read(_HEADER_BYTES)
             file.seek(0)
-            if head[:2] == b"\x1f\x8b":
-                with gzip.GzipFile(fileobj=file) as expanded:
-                    head = expanded.read(_HEADER_BYTES)
-            elif head[:3] == b"BZh":
-                with bz2.BZ2File(file) as expanded:
+            expand = expander(head)
+            if expand is not None:
+                with expand(file) as expanded:
                     head = expanded.read(_HEADER_BYTES)
     except (OSError, EOFError, zlib.error):
         return False

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import io
 import math
+import stat
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
-from mrcfile.mrcinterpreter import MrcInterpreter
 
 from studytool.data.readers.source import require_finite
 from studytool.errors import DataError
@@ -57,16 +56,14 @@ def read_mrc(path: Path) -> MrcVolume:
         DataError: the file is missing or cut off, its header claims more than the file holds, it holds no single
             volume of real numbers, or some voxels are NaN or infinite.
     """
-    with _opened(path) as (file, compressed):
-        size = path.stat().st_size
-        if compressed:
-            return read_open_file(path, _expanded(path, file, size))
-        header = parse_header(path, file.read(_HEADER_BYTES))
-        _check_length(path, header, size)
-        if size > header.file_bytes:
-            warnings.warn(f"{path}: {size - header.file_bytes} bytes after the volume are ignored", stacklevel=2)
-        file.seek(0)
-        return read_open_file(path, file)
+    with _opened(path) as (file, compressed, size):
+        head = file.read(_HEADER_BYTES)
+        header = _compressed_header(path, head, size) if compressed else parse_header(path, head)
+        if not compressed:
+            _check_length(path, header, size)
+            if size > header.file_bytes:
+                warnings.warn(f"{path}: {size - header.file_bytes} bytes after the volume are ignored", stacklevel=2)
+        return _read_voxels(path, file, header)
 
 
 @dataclass(frozen=True)
@@ -123,9 +120,8 @@ def read_header(path: Path) -> MrcHeader:
     Raises:
         DataError: as for `read_mrc`, but for the voxels.
     """
-    with _opened(path) as (file, compressed):
+    with _opened(path) as (file, compressed, size):
         head = file.read(_HEADER_BYTES)
-    size = path.stat().st_size
     if compressed:
         return _compressed_header(path, head, size)
     header = parse_header(path, head)
@@ -157,51 +153,54 @@ def read_open_file(path: Path, file: BinaryIO) -> MrcVolume:
     Raises:
         DataError: see `read_mrc`.
     """
-    header = parse_header(path, file.read(_HEADER_BYTES))
-    file.seek(0)
+    return _read_voxels(path, file, parse_header(path, file.read(_HEADER_BYTES)))
+
+
+def _read_voxels(path: Path, file: BinaryIO, header: MrcHeader) -> MrcVolume:
+    """What follows the header of an open file that has been read up to there; no more is read than the header says."""
     for oddity in header.oddities:
-        warnings.warn(f"{path}: {oddity}", stacklevel=3)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what it would warn of has been said above, with the file's name
-        try:
-            data = MrcInterpreter(iostream=file, permissive=True).data
-        except ValueError as error:
-            raise DataError(f"{path}: cannot be read: {error}") from error
-    if data is None or data.size != math.prod(header.shape_srx):
-        raise DataError(f"{path}: the volume cannot be read; the file is damaged")
-    volume = np.ascontiguousarray(data.reshape(header.shape_srx).transpose(header.order_zyx), dtype=np.float32)
-    require_finite(str(path), volume)
+        warnings.warn(f"{path}: {oddity}", stacklevel=4)
+    file.read(header.extended_bytes)
+    stored = np.empty(header.shape_srx, header.dtype)
+    voxels = stored.reshape(-1).view(np.uint8).data
+    done = 0
+    while count := file.readinto(voxels[done:]):  # type: ignore[attr-defined]
+        done += count
+    if done < stored.nbytes:
+        _check_length(path, header, header.data_offset + done)
+    volume = np.ascontiguousarray(stored.transpose(header.order_zyx), dtype=np.float32)
+    if not math.isfinite(float(volume.max()) - float(volume.min())):
+        require_finite(str(path), volume)
     return MrcVolume(volume, header.voxel_size_angstrom, header.voxel_size_zyx_angstrom)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[BinaryIO, bool]]:
-    """The content of a file, expanded where it is compressed, and whether it is; errors of reading become DataError."""
-    if path.exists() and not path.is_file():
-        raise DataError(f"{path}: no regular file; an MRC file is expected")
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, bool, int]]:
+    """The content of a file, expanded where it is compressed, whether it is, and the file's own size.
+
+    Errors of reading become DataError.
+    """
     try:
+        state = path.stat()
+        if not stat.S_ISREG(state.st_mode):  # asked before, as opening a pipe waits for its writer
+            raise DataError(f"{path}: no regular file; an MRC file is expected")
         with path.open("rb") as file:
-            magic = file.read(3)
+            expand = expander(file.read(3))
             file.seek(0)
-            if magic[:2] == b"\x1f\x8b":
-                with gzip.GzipFile(fileobj=file) as expanded:
-                    yield cast(BinaryIO, expanded), True
-            elif magic == b"BZh":
-                with bz2.BZ2File(file) as expanded:
-                    yield cast(BinaryIO, expanded), True
+            if expand is None:
+                yield file, False, state.st_size
             else:
-                yield file, False
+                with expand(file) as expanded:
+                    yield cast(BinaryIO, expanded), True, state.st_size
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
-def _expanded(path: Path, file: BinaryIO, compressed_bytes: int) -> BinaryIO:
-    """Decompress no more than the header accounts for, and nothing if that is out of proportion to the file."""
-    head = file.read(_HEADER_BYTES)
-    header = _compressed_header(path, head, compressed_bytes)
-    content = head + file.read(header.file_bytes - len(head))
-    _check_length(path, header, len(content))
-    return io.BytesIO(content)
+def expander(head: bytes) -> Callable[[BinaryIO], Any] | None:
+    """What opens the content of a compressed file that begins with `head`; None where it is not compressed."""
+    if head[:2] == b"\x1f\x8b":
+        return lambda file: gzip.GzipFile(fileobj=file)
+    return bz2.BZ2File if head[:3] == b"BZh" else None
 
 
 def _compressed_header(path: Path, head: bytes, compressed_bytes: int) -> MrcHeader:

@@ -58,7 +58,7 @@ def _read_layout(path: Path) -> _Layout:
             content = file.read(_HEADER_BYTES)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
-    if content[:2] == b"\x1f\x8b" or content[:3] == b"BZh":
+    if mrc.expander(content) is not None:
         raise DataError(f"{path}: a compressed stack of volumes; expand it first, so that one volume can be reached")
     if len(content) < _HEADER_BYTES:
         raise DataError(f"{path}: {len(content)} bytes are too few for an MRC header of {_HEADER_BYTES}")

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from studytool.data.readers.chunksize import expanded_bytes
 from studytool.errors import DataError
 
 MAX_JSON_BYTES = 64 * 2**20
@@ -40,6 +41,7 @@ class OmeZarr:
     shape: tuple[int, int, int]
     chunks: tuple[int, int, int]
     chunk_bytes: int
+    codec: str | None
     separator: str
     voxel_size_angstrom: float | None
 
@@ -84,6 +86,7 @@ class OmeZarr:
 
 def _decoded(volume: OmeZarr, index: tuple[int, int, int]) -> np.ndarray[Any, Any]:
     zarr = _zarr()
+    _check_expanded(volume, index)
     z, y, x = (
         slice(number * length, min((number + 1) * length, side))
         for number, length, side in zip(index, volume.chunks, volume.shape, strict=True)
@@ -95,6 +98,19 @@ def _decoded(volume: OmeZarr, index: tuple[int, int, int]) -> np.ndarray[Any, An
         name = volume.separator.join(map(str, index))
         raise DataError(f"{volume.folder / name}: this chunk cannot be read: {_line(error)}") from error
     return chunk
+
+
+def _check_expanded(volume: OmeZarr, index: tuple[int, int, int]) -> None:
+    """Refuse a chunk that would get larger than what the metadata say, before any memory is taken for it."""
+    if volume.codec is None:
+        return
+    path = volume.folder / volume.separator.join(map(str, index))
+    size = expanded_bytes(volume.codec, path.read_bytes(), volume.chunk_bytes)
+    if size != volume.chunk_bytes:
+        gets = "larger" if size is not None and size > volume.chunk_bytes else f"{size or 'an unknown number of'} bytes"
+        raise DataError(
+            f"{path}: this chunk cannot be read: it should hold {volume.chunk_bytes} bytes, and gets {gets}"
+        )
 
 
 # The boxes of a tomogram come near after near (see `boxes`), so that few chunks, 256 MiB at most or one, serve many.
@@ -129,11 +145,11 @@ def open_ome_zarr(path: Path) -> OmeZarr:
             f"{folder}: claims {' x '.join(map(str, shape))} voxels of {dtype} in chunks of "
             f"{' x '.join(map(str, chunks))}; that is no tomogram, or one to store in smaller chunks (1 GiB at most)"
         )
-    _check_codecs(folder, layout)
+    codec = _codec(folder, layout)
     separator = layout.get("dimension_separator") or ("/" if (folder / "0").is_dir() else ".")
     if separator not in ("/", "."):
         raise DataError(f"{folder}: dimension_separator is {separator!r}; it may be '/' or '.'")
-    return OmeZarr(folder, shape, chunks, chunk_bytes, separator, voxel_size)
+    return OmeZarr(folder, shape, chunks, chunk_bytes, codec, separator, voxel_size)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -219,7 +235,7 @@ def _dtype(folder: Path, layout: dict[str, Any]) -> np.dtype[Any]:
     return dtype
 
 
-def _check_codecs(folder: Path, layout: dict[str, Any]) -> None:
+def _codec(folder: Path, layout: dict[str, Any]) -> str | None:
     compressor = layout.get("compressor")
     name = compressor.get("id") if isinstance(compressor, dict) else compressor
     if layout.get("filters") or (name is not None and name not in _CODECS):
@@ -227,3 +243,4 @@ def _check_codecs(folder: Path, layout: dict[str, Any]) -> None:
             f"{folder}: compressor {name!r}, filters {str(layout.get('filters'))[:80]}; what is read is without "
             f"filters and without compressor, or with {', '.join(_CODECS)}"
         )
+    return name

@@ -32,7 +32,8 @@ class ReadOptions:
     `label_column` and `group_column` name columns of a particle table; `label` is one label for all particles of a
     source that has none; `root` is the folder that relative paths in a table count from (default: the table's own
     folder), and outside which nothing is read; `volumes` is the folder of volumes of a Dynamo table; `tomograms` is a
-    folder of tomograms to cut boxes of `box` voxels from, `coordinates` the table of their positions;
+    folder of tomograms to cut boxes of `cut` voxels from (or `box`, the side of the dataset's volumes, which the import
+    uses in any case), `coordinates` the table of their positions;
     `voxel_size_angstrom` is that of the tomograms where they do not tell, or the one to choose of a project that has
     several, as `tomogram_type` chooses among kinds of reconstruction and `picks_of` ("USER/SESSION", or an annotation's
     number) among several annotations of one object.
@@ -45,6 +46,7 @@ class ReadOptions:
     volumes: Path | None = None
     tomograms: Path | None = None
     coordinates: Path | None = None
+    cut: int | None = None
     box: int | None = None
     voxel_size_angstrom: float | None = None
     tomogram_type: str | None = None

@@ -70,6 +70,7 @@ def read_star_table(path: Path) -> StarTable:
         particles=frames[name],
         optics=frames.get("optics"),
         tilt_stacks="rlnTomoSubTomosAre2DStacks" in general and general["rlnTomoSubTomosAre2DStacks"].iloc[0] == "1",
+        block=name,
     )
 
 
@@ -86,13 +87,14 @@ class Positions:
 class StarTable:
     """The particles, all columns as text, with the optics block if there is one.
 
-    `tilt_stacks`: the images are stacks of tilts (RELION 5), not volumes.
+    `tilt_stacks`: the images are stacks of tilts (RELION 5), not volumes. `block` is the name of their block.
     """
 
     path: Path
     particles: pd.DataFrame
     optics: pd.DataFrame | None
     tilt_stacks: bool
+    block: str = "particles"
 
     def texts(self, column: str) -> list[str] | None:
         """A column as text, None where there is none."""

@@ -14,6 +14,7 @@ from studytool.data.readers.copick import recognize
 from studytool.data.readers.source import ReadOptions
 from studytool.errors import DataError
 
+numcodecs = pytest.importorskip("numcodecs")
 zarr = pytest.importorskip("zarr", reason="no zarr: pip install 'studytool[copick]'")
 pytest.importorskip("copick", reason="no copick: pip install 'studytool[copick]'")
 
@@ -493,6 +494,21 @@ def test_a_chunk_that_is_missing_or_damaged_names_the_particle(project):
         source.read(source.entries[0])
     chunk.unlink()
     with pytest.raises(DataError, match="this chunk is missing"):
+        source.read(source.entries[0])
+
+
+@pytest.mark.parametrize(
+    "codec", [numcodecs.Blosc(), numcodecs.Zstd(), numcodecs.LZ4(), numcodecs.Zlib(), numcodecs.BZ2()]
+)
+def test_a_chunk_that_would_get_larger_than_it_may_is_refused_before_it_is_expanded(project, codec, monkeypatch):
+    path = run_of(project) / "VoxelSpacing10.000" / "wbp.zarr"
+    shutil.rmtree(path)
+    write_zarr(path, compressor=codec)
+    source = recognize(project, OPTIONS)
+    for chunk in layout_of(project).parent.glob("*/*/*"):
+        chunk.write_bytes(codec.encode(np.zeros(2**16, np.uint8))[:2000])
+    monkeypatch.setattr(zarr.Array, "__getitem__", None)
+    with pytest.raises(DataError, match=r"point 1: .*2048 bytes, and gets larger"):
         source.read(source.entries[0])
 
 

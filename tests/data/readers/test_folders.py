@@ -100,7 +100,23 @@ def test_what_is_none(tmp_path):
     assert recognize(tmp_path, NOTHING_SAID) is None
     write_mrc(tmp_path / "a" / "p.mrc")
     assert recognize(tmp_path, ReadOptions(coordinates=tmp_path / "x.csv")) is None
-    assert recognize(tmp_path / "a" / "p.mrc", NOTHING_SAID) is None
+
+
+def test_one_file_alone_is_a_volume_or_a_stack_of_the_class_that_is_given(tmp_path):
+    path = write_mrc(tmp_path / "p.mrc")
+    refused(path, "of which no class is known", "--label", "--coordinates")
+    source = recognize(path, ReadOptions(label="a"))
+    assert [(e.particle_id, e.label, e.tomogram) for e in source.entries] == [("p", "a", "")]
+    one = source.read(source.entries[0]).volume_DHW
+    with mrcfile.new(tmp_path / "stack.mrc") as mrc:
+        mrc.set_data(np.stack([one + number for number in range(3)]))
+        mrc.voxel_size = 7.5
+    source = recognize(tmp_path / "stack.mrc", ReadOptions(label="a"))
+    assert [e.particle_id for e in source.entries] == [f"stack-{number:06d}" for number in (1, 2, 3)]
+    third = source.read(source.entries[2])
+    assert third.voxel_size_angstrom == 7.5
+    np.testing.assert_array_equal(third.volume_DHW, one + 2)
+    assert source.entries[2].origin == f"3@{tmp_path / 'stack.mrc'}"
 
 
 @pytest.mark.parametrize("what", ["file", "folder"])
