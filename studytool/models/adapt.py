@@ -59,9 +59,12 @@ class StagedModel(nn.Module):
         self.frozen_parts: tuple[str, ...] = ()
         self.load_report = LoadReport("random")
 
-    def forward(self, volumes_B1DHW: Tensor) -> Tensor:
-        """Logits [B, classes] of volumes [B, 1, D, H, W] as the dataset has them."""
-        return self.forward_suffix(self.forward_prefix(volumes_B1DHW, self.frozen_prefix), self.frozen_prefix)
+    def forward(self, x: Activations, after: str | None = None) -> Tensor:
+        """Logits [B, classes] of volumes [B, 1, D, H, W] as the dataset has them, or of activations `after` a part."""
+        if after is None:
+            assert isinstance(x, Tensor)
+            return self.forward_suffix(self.forward_prefix(x, self.frozen_prefix), self.frozen_prefix)
+        return self.forward_suffix(x, after)
 
     def features(self, volumes_B1DHW: Tensor) -> Tensor:
         """Features [B, num_features], before the head."""

@@ -73,7 +73,7 @@ def choose_memory_format(setting: str, model: nn.Module) -> torch.memory_format:
     return torch.channels_last_3d if setting == "on" else torch.contiguous_format
 
 
-def choose_forward(setting: str, model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+def choose_forward(setting: str, model: nn.Module) -> Callable[..., torch.Tensor]:
     """The forward pass of training: the model itself or, with "on", what `torch.compile` makes of it as it is called.
 
     The model stays as it is, with the names of its weights. Each shape is compiled for itself: what is compiled for
@@ -82,7 +82,7 @@ def choose_forward(setting: str, model: nn.Module) -> Callable[[torch.Tensor], t
     if setting == "off":
         return model
     torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
-    forward: Callable[[torch.Tensor], torch.Tensor] = torch.compile(model, dynamic=False)
+    forward: Callable[..., torch.Tensor] = torch.compile(model, dynamic=False)
     return forward
 
 

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from studytool.training.device import DTYPES, Precision
-from studytool.training.inputs import Feed
+from studytool.training.inputs import Batches, shape_of
 from studytool.training.meter import CostMeter
 
 
-def class_probabilities(model: nn.Module, feed: Feed, precision: Precision, meter: CostMeter) -> NDArray[np.float64]:
+def class_probabilities(model: nn.Module, feed: Batches, precision: Precision, meter: CostMeter) -> NDArray[np.float64]:
     """Class probabilities [N, C] of the feed's rows, in their order; the model is left in eval mode.
 
     The same weights, rows, batch size, precision and device give the same numbers to the last bit.
@@ -23,9 +23,9 @@ def class_probabilities(model: nn.Module, feed: Feed, precision: Precision, mete
     model.eval()
     logits: list[torch.Tensor] = []
     with meter.phase("evaluate"), convolutions(repeatable=True), torch.no_grad():
-        for volumes_B1DHW, _labels_B in feed.epoch(0):
-            with meter.step("evaluate", tuple(volumes_B1DHW.shape)), autocast(volumes_B1DHW.device, precision):
-                logits_BC = model(volumes_B1DHW)
+        for inputs, labels_B in feed.epoch(0):
+            with meter.step("evaluate", shape_of(inputs)), autocast(labels_B.device, precision):
+                logits_BC = model(inputs, after=feed.after)
             logits.append(logits_BC.double())
         probabilities: NDArray[np.float64] = torch.softmax(torch.cat(logits), dim=1).cpu().numpy()
     return probabilities

@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 
 from studytool import registry
 from studytool.data.labels import training_rows
+from studytool.data.preparation import preparation_of
 from studytool.data.remote_copy import local_copy
 from studytool.data.shards import Dataset, open_dataset
 from studytool.errors import TrainingError, WeightsError
+from studytool.models.anatomy import Activations
 from studytool.models.backbones import find_backbone
 from studytool.models.build import build_model
 from studytool.results import EpochResult, Scores
@@ -37,12 +39,14 @@ from studytool.training.device import (
     seeded,
 )
 from studytool.training.evaluate import autocast, class_probabilities, convolutions
-from studytool.training.inputs import Feed
+from studytool.training.features import CachedFeed, FeatureCache, find_cut
+from studytool.training.inputs import Batches, Feed, part_of, shape_of
 from studytool.training.loss import Loss, micro_batches
 from studytool.training.meter import CostMeter
 from studytool.training.metrics import score
 from studytool.training.normalization import follow_statistics
 from studytool.training.optim import Updater
+from studytool.training.predictions import save_test_predictions
 from studytool.training.preflight import check_compiler, check_data, check_last_batch
 
 CHECK_EVERY = 50
@@ -124,6 +128,8 @@ class _Run:
             )
             self.memory_format = choose_memory_format(trial.train.channels_last, self.model)
             self.model.to(device).to(memory_format=self.memory_format)
+            cut = find_cut(self.model, device) if trial.cache == "auto" else None
+            self.cache = cut and FeatureCache(self.model, cut, dataset, self.precision, self.memory_format, meter)
             rows = training_rows(dataset, trial.input, trial.seed)
             self.train_feed = self._feed(rows, training=True)
             follow_statistics(self.model, len(self.train_feed))
@@ -195,21 +201,23 @@ class _Run:
             if self.updater.begin_epoch(epoch) or self.trial.train.compile == "on":
                 self.meter.forget_steps()
             self.model.train()
-            for i, (volumes_B1DHW, labels_B) in enumerate(self.train_feed.epoch(epoch)):
-                losses[i] = self._add_gradients(volumes_B1DHW, labels_B)
+            for i, (inputs, labels_B) in enumerate(self.train_feed.epoch(epoch)):
+                losses[i] = self._add_gradients(inputs, labels_B)
                 self.updater.step((epoch - 1) * steps + i)
                 if self.device.type == "cpu" or i % CHECK_EVERY == CHECK_EVERY - 1 or i == steps - 1:
                     self._check_finite(losses[: i + 1], epoch)
         return float(losses.mean())
 
-    def _add_gradients(self, volumes_B1DHW: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
+    def _add_gradients(self, inputs: Activations, labels_B: torch.Tensor) -> torch.Tensor:
         """Forward and backward pass of a batch, in parts where memory is short; gives the batch's mean loss."""
         train, losses = self.trial.train, []
         for part in micro_batches(len(labels_B), batch_size=train.batch_size, accumulate=train.accumulate):
-            with self.meter.step("train", tuple(volumes_B1DHW[part].shape)) as counted:
+            some = part_of(inputs, part)
+            with self.meter.step("train", shape_of(some)) as counted:
                 forward = self.model if counted else self.forward
                 with autocast(self.device, self.precision):
-                    loss = self.loss.part(forward(volumes_B1DHW[part]), labels_B[part], labels_B)
+                    logits_BC = forward(some, after=self.train_feed.after)
+                    loss = self.loss.part(logits_BC, labels_B[part], labels_B)
                 self.updater.backward(loss)
             losses.append(loss.detach())
         return torch.stack(losses).sum()
@@ -237,7 +245,10 @@ class _Run:
             if not np.isfinite(probabilities).all():
                 what = f"epoch {epoch}: the network's output on the {split} split is not finite"
                 raise self._diverged(what, epoch, len(self.train_feed) - 1)
-            return score(probabilities, self.dataset.labels[rows], len(self.dataset.manifest.classes))
+            labels = self.dataset.labels[rows]
+            if split == "test":
+                save_test_predictions(self.folder, probabilities, labels, rows)
+            return score(probabilities, labels, len(self.dataset.manifest.classes))
 
     def _finish(self) -> EpochResult:
         """The last epoch's result, with the test scores in the confirm phase; after this nothing is left to do."""
@@ -278,9 +289,19 @@ class _Run:
             data_fingerprint=self.dataset.fingerprint,
             precision=self.precision,
             result=self._selected(),
+            preparation=preparation_of(manifest),
         )
 
-    def _feed(self, rows: NDArray[np.int64], *, training: bool) -> Feed:
+    def _feed(self, rows: NDArray[np.int64], *, training: bool) -> Batches:
+        if self.cache and self.cache.serves(rows, self.trial.input, training=training):
+            return CachedFeed(
+                self.cache,
+                rows,
+                self.trial.input,
+                batch_size=self.trial.train.batch_size,
+                training=training,
+                seed=self.trial.seed,
+            )
         return Feed(
             self.dataset,
             rows,

@@ -2,8 +2,9 @@
 
 Which time counts: everything a trial does with its device, from building the model to the last score, each second in
 one of four phases. *data* is opening the dataset and the wait for the next batch, *train* and *evaluate* are what is
-done with it, *checkpoint* is reading and writing the trial's files. What the driver does between two epochs is idle
-and not counted. The first, slower steps count as cost; `studytool.training.cost.samples_per_second` leaves them out.
+done with it, *checkpoint* is reading and writing the trial's files. What the driver does between two epochs is *idle*:
+it is measured, but no part of the cost. The first, slower steps count as cost; only throughput leaves them out
+(`studytool.training.cost.samples_per_second`). The device is waited for at the ends of phases, not of steps.
 An epoch's checkpoint is charged to the epoch after it, the last one's to the last epoch.
 """
 
@@ -24,6 +25,7 @@ from studytool.training.device import synchronize
 from studytool.training.sensors import PeakMemory, energy_reader
 
 Phase = Literal["data", "train", "evaluate", "checkpoint"]
+StepKind = Literal["train", "evaluate", "features"]
 
 
 class CostMeter:
@@ -52,7 +54,10 @@ class CostMeter:
         self._flops_of: dict[tuple[str, tuple[int, ...]], float] = {}
         self._memory = PeakMemory(device)
         self._open: list[Phase] = []
-        self._since = 0.0
+        self._idle = 0.0
+        self.cache_fill_seconds = 0.0
+        self.cache_saved_seconds = 0.0
+        self._since = clock()
 
     @contextmanager
     def phase(self, name: Phase) -> Iterator[None]:
@@ -76,8 +81,12 @@ class CostMeter:
             if outermost and self._joules:
                 self._energy += self._joules() - energy_before
 
+    def seconds(self, name: Phase) -> float:
+        """What a phase has taken since the resume."""
+        return self._seconds[name]
+
     @contextmanager
-    def step(self, kind: Literal["train", "evaluate"], shape: tuple[int, ...]) -> Iterator[bool]:
+    def step(self, kind: StepKind, shape: tuple[int, ...]) -> Iterator[bool]:
         """Count the samples (of training) and floating-point operations of one step on a batch of this shape.
 
         Gives whether operations are counted as it runs, for which a network has to run uncompiled.
@@ -111,6 +120,9 @@ class CostMeter:
             flops=self._flops,
             peak_memory_gib=self._memory.gib,
             energy_joules=self._energy * self._share if measured else None,
+            idle_seconds=self._idle,
+            cache_fill_seconds=self.cache_fill_seconds,
+            cache_saved_seconds=self.cache_saved_seconds,
         )
         total = self.spent + since
         # A sum in which one part was not measured is no measurement.
@@ -120,6 +132,8 @@ class CostMeter:
         now = self._clock()
         if self._open:
             self._seconds[self._open[-1]] += now - self._since
+        else:
+            self._idle += now - self._since
         self._since = now
 
 

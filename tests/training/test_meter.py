@@ -25,7 +25,7 @@ class Hand:
         return self.time
 
 
-def test_seconds_go_to_the_innermost_phase_and_idle_time_to_none():
+def test_seconds_go_to_the_innermost_phase_and_idle_time_is_no_cost():
     hand = Hand()
     meter = CostMeter(CPU, clock=hand, trials_side_by_side=2)
     with meter.phase("train"):
@@ -43,6 +43,7 @@ def test_seconds_go_to_the_innermost_phase_and_idle_time_to_none():
     assert (cost.evaluate_seconds, cost.checkpoint_seconds) == (20, 40)
     assert cost.seconds == 73
     assert cost.device_seconds == 73 / 2
+    assert cost.idle_seconds == 1000
 
 
 def test_a_phase_that_fails_is_closed():
@@ -65,14 +66,15 @@ def test_a_phase_that_fails_is_closed():
 def test_cost_before_a_resume_is_kept():
     hand = Hand()
     meter = CostMeter(CPU, clock=hand)
-    meter.spent = Cost(train_seconds=5, device_seconds=5, samples=7, flops=11.0, peak_memory_gib=1000.0)
+    meter.spent = Cost(train_seconds=5, device_seconds=5, samples=7, flops=11.0, peak_memory_gib=1000.0, idle_seconds=3)
+    hand.time += 2
     with meter.phase("train"):
         hand.time += 1
         with meter.step("train", (3, 1, 4, 4, 4)):
             pass
     cost = meter.total()
     assert (cost.train_seconds, cost.device_seconds, cost.samples, cost.flops) == (6, 6, 10, 11.0)
-    assert cost.peak_memory_gib == 1000.0
+    assert (cost.peak_memory_gib, cost.idle_seconds) == (1000.0, 5)
 
 
 def counter(joules: list[float]) -> Callable[[], float]:

@@ -1,0 +1,25 @@
+"""Networks for measuring what is around the training."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import nn
+
+SECONDS_PER_BATCH = 0.1
+
+
+class _Waiting(nn.Sequential):
+    """A layer that takes a tenth of a second, whatever it computes."""
+
+    def forward(self, volumes_B1DHW: torch.Tensor) -> torch.Tensor:
+        time.sleep(SECONDS_PER_BATCH)
+        return super().forward(volumes_B1DHW)
+
+
+def waiting() -> nn.Module:
+    """Hardly any computing: with 10 batches in training and validation together a trial takes a second."""
+    return nn.Sequential(
+        _Waiting(nn.Conv3d(1, 4, 3, stride=4)), nn.Sequential(nn.Conv3d(4, 8, 3, stride=2, padding=1), nn.ReLU())
+    )
