@@ -7,7 +7,7 @@ matplotlib's figure objects are used, no state that threads would share.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from studytool.files import whole_file
 from studytool.report.compare import ArmSummary, confirm_runs, headline_metric
@@ -28,6 +28,8 @@ _LINES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D")
 _DOTS_PER_INCH = 150
 _BOTH = ("png", "svg")
+CostKind = Literal["device_seconds", "flops", "energy_joules"]
+_COST_LABELS = {"device_seconds": "device time, s,", "flops": "operations, TFLOP,", "energy_joules": "energy, kJ,"}
 
 
 def confusion_picture(
@@ -47,13 +49,22 @@ def confusion_picture(
         title: what stands above.
         endings: "png", "svg" or both.
     """
-    counts = np.asarray(confusion)
-    totals = counts.sum(axis=1, keepdims=True)
-    shares = np.divide(100.0 * counts, totals, out=np.zeros(counts.shape), where=totals > 0)
     side = len(classes)
     cell = 0.62 if side <= 20 else 0.3
     figure = Figure(figsize=(3.2 + cell * side, 2.2 + cell * side), layout="constrained")
     axes = figure.add_subplot()
+    image = draw_confusion(axes, confusion, classes)
+    axes.set_title(title, fontsize=9, wrap=True)
+    figure.colorbar(image, ax=axes, label="share of the true class, %", shrink=0.8)
+    return save_figure(figure, stem, endings)
+
+
+def draw_confusion(axes: Axes, confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> Any:
+    """The matrix of `confusion_picture` into axes; the image, for a colour bar."""
+    counts = np.asarray(confusion)
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(100.0 * counts, totals, out=np.zeros(counts.shape), where=totals > 0)
+    side = len(classes)
     image = axes.imshow(shares, cmap=_pale_to_blue(), vmin=0, vmax=100)
     if side <= 20:
         for row, column in np.ndindex(counts.shape):
@@ -72,9 +83,7 @@ def confusion_picture(
     axes.set_yticks(range(side), names)
     axes.set_xlabel("labelled as" if side > 20 else "labelled as: % of the row, (number of volumes)")
     axes.set_ylabel("true class (number of volumes)")
-    axes.set_title(title, fontsize=9, wrap=True)
-    figure.colorbar(image, ax=axes, label="share of the true class, %", shrink=0.8)
-    return _save(figure, stem, endings)
+    return image
 
 
 def learning_curves(
@@ -101,28 +110,50 @@ def learning_curves(
         axes.annotate(f"target {at[1]:g}", at, xycoords=("axes fraction", "data"), fontsize=8, va="bottom")
     axes.set_xlabel("epoch" if against == "epochs" else "device time, s")
     axes.xaxis.set_major_locator(MaxNLocator(integer=against == "epochs"))
-    axes.set_ylabel(_in_words(spec.metric.name))
+    axes.set_ylabel(metric_in_words(spec.metric.name))
+    if not spec.metric.name.endswith("loss"):
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.set_title(f"{spec.name}: mean over the confirm runs, band from the lowest to the highest seed", fontsize=10)
     axes.grid(alpha=0.25)
     _legend(figure, axes)
-    return _save(figure, stem, _BOTH)
+    return save_figure(figure, stem)
 
 
-def accuracy_against_cost(spec: StudySpec, summaries: Sequence[ArmSummary], stem: Path) -> tuple[Path, ...]:
-    """Each arm's test score (mean and 95% interval over the seeds) against the device time of one training."""
+def accuracy_against_cost(
+    spec: StudySpec,
+    summaries: Sequence[ArmSummary],
+    stem: Path,
+    *,
+    against: CostKind = "device_seconds",
+) -> tuple[Path, ...]:
+    """Each arm's test score (mean and 95% interval over the seeds) against the cost of one training.
+
+    A line joins the Pareto front: the arms that no other one beats in both score and cost.
+    """
     name = headline_metric(spec)
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
+    points = {s.arm: (cost, s.test[name].mean) for s in summaries if (cost := cost_of(s, against)) and name in s.test}
+    front = pareto_front(points)
+    axes.plot(
+        [points[arm][0] for arm in front],
+        [points[arm][1] for arm in front],
+        color="0.55",
+        linewidth=1,
+        linestyle=(0, (4, 2)),
+        drawstyle="steps-post",
+        label="Pareto front: none is both better and cheaper" if len(front) > 1 else None,
+    )
     for index, summary in enumerate(summaries):
-        score, cost = summary.test.get(name), summary.mean_confirm_cost
-        if score is None or cost is None:
+        if summary.arm not in points:
             continue
+        score = summary.test[name]
         spread = (
             None if score.low is None or score.high is None else [[score.mean - score.low], [score.high - score.mean]]
         )
-        style = _style(index)
+        style = style_of(index)
         axes.errorbar(
-            [cost.device_seconds],
+            [points[summary.arm][0]],
             [score.mean],
             yerr=spread,
             color=style["color"],
@@ -132,15 +163,67 @@ def accuracy_against_cost(spec: StudySpec, summaries: Sequence[ArmSummary], stem
             linestyle="none",
             label=f"{summary.arm} (best)" if summary.is_winner else summary.arm,
         )
-    _round_numbers(axes, [s.mean_confirm_cost.device_seconds for s in summaries if s.test and s.mean_confirm_cost])
+    _round_numbers(axes, [cost for cost, _ in points.values()])
     shared = max((s.side_by_side for s in summaries), default=1)
-    caution = f"; {shared} trials side by side: indicative only" if shared > 1 else ""
-    axes.set_xlabel(f"device time of one training, s (mean of the confirm runs{caution})")
-    axes.set_ylabel(f"test {_in_words(name)}")
+    caution = f"; {shared} trials side by side: indicative only" if shared > 1 and against != "flops" else ""
+    axes.set_xlabel(f"{_COST_LABELS[against]} of one training (mean of the confirm runs{caution})")
+    axes.set_ylabel(f"test {metric_in_words(name)}")
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.set_title(f"{spec.name}: mean over seeds with its 95% interval", fontsize=10)
     axes.grid(alpha=0.25, which="both")
     _legend(figure, axes)
-    return _save(figure, stem, _BOTH)
+    return save_figure(figure, stem)
+
+
+def cost_of(summary: ArmSummary, kind: CostKind) -> float | None:
+    """What one training of an arm costs, in device-seconds, TFLOP or kilojoules; None where it is not known."""
+    cost = summary.mean_confirm_cost
+    if cost is None:
+        return None
+    if kind == "flops":
+        return cost.flops / 1e12
+    if kind == "energy_joules":
+        return None if cost.energy_joules is None else cost.energy_joules / 1e3
+    return cost.device_seconds
+
+
+def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[str]:
+    """The names of the {name: (cost, score)} that no other point beats in both, from the cheapest to the dearest."""
+    front: list[str] = []
+    best = float("-inf")
+    for name in sorted(points, key=lambda n: (points[n][0], -points[n][1])):
+        if points[name][1] > best:
+            front.append(name)
+            best = points[name][1]
+    return front
+
+
+def style_of(index: int) -> dict[str, Any]:
+    """Colour, line style and marker of the arm with this number in the study file: the same in all pictures."""
+    turn = index // len(COLOURS)
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "linestyle": _LINES[turn % len(_LINES)],
+        "marker": _MARKERS[turn % len(_MARKERS)],
+    }
+
+
+def metric_in_words(metric: str) -> str:
+    """`validation balanced accuracy` for `val/balanced_accuracy`."""
+    return metric.replace("val/", "validation ").replace("_", " ")
+
+
+def save_figure(figure: Figure, stem: Path, endings: Sequence[str] = _BOTH) -> tuple[Path, ...]:
+    """Write pictures, whole; an SVG holds no date and no random ids, so that equal pictures are equal files."""
+    paths = []
+    for ending in endings:
+        path = stem.with_name(f"{stem.name}.{ending}")
+        metadata = {"Date": None} if ending == "svg" else None
+        with matplotlib.rc_context({"svg.hashsalt": "studytool"}), whole_file(path) as temporary:
+            figure.savefig(temporary, format=ending, dpi=_DOTS_PER_INCH, metadata=metadata)
+        figure.set_layout_engine("none")  # the layout is found; it need not be found again
+        paths.append(path)
+    return tuple(paths)
 
 
 def _draw_band(
@@ -152,7 +235,7 @@ def _draw_band(
         position = np.array([e.epoch for e in curves[0][:epochs]])
     else:
         position = np.mean([[e.cost.device_seconds for e in curve[:epochs]] for curve in curves], axis=0)
-    style = _style(index)
+    style = style_of(index)
     seeds = f"{len(curves)} seed{'' if len(curves) == 1 else 's'}"
     axes.plot(position, values.mean(axis=0), **style, markersize=4, linewidth=1.8, label=f"{arm} ({seeds})")
     axes.fill_between(position, values.min(axis=0), values.max(axis=0), color=style["color"], alpha=0.15, linewidth=0)
@@ -169,15 +252,6 @@ def _round_numbers(axes: Axes, positions: Sequence[float]) -> None:
         axes.set_xlim(0, 1.1 * max(positions, default=1.0))
 
 
-def _style(index: int) -> dict[str, Any]:
-    turn = index // len(COLOURS)
-    return {
-        "color": COLOURS[index % len(COLOURS)],
-        "linestyle": _LINES[turn % len(_LINES)],
-        "marker": _MARKERS[turn % len(_MARKERS)],
-    }
-
-
 def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
@@ -190,21 +264,3 @@ def _pale_to_blue() -> ListedColormap:
     """From white to one blue, evenly in lightness: readable without any sense of colour."""
     blue = np.array([0.0, 0.27, 0.48])
     return ListedColormap(1.0 - np.linspace(0.0, 1.0, 256)[:, None] * (1.0 - blue))
-
-
-def _in_words(metric: str) -> str:
-    """`validation balanced accuracy` for `val/balanced_accuracy`."""
-    return metric.replace("val/", "validation ").replace("_", " ")
-
-
-def _save(figure: Figure, stem: Path, endings: Sequence[str]) -> tuple[Path, ...]:
-    """Write pictures, whole; an SVG holds no date and no random ids, so that equal pictures are equal files."""
-    paths = []
-    for ending in endings:
-        path = stem.with_name(f"{stem.name}.{ending}")
-        metadata = {"Date": None} if ending == "svg" else None
-        with matplotlib.rc_context({"svg.hashsalt": "studytool"}), whole_file(path) as temporary:
-            figure.savefig(temporary, format=ending, dpi=_DOTS_PER_INCH, metadata=metadata)
-        figure.set_layout_engine("none")  # the layout is found; it need not be found again
-        paths.append(path)
-    return tuple(paths)

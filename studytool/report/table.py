@@ -12,10 +12,9 @@ from rich.text import Text
 
 from studytool.report.compare import ArmSummary, TargetCost, headline_metric
 from studytool.report.statistics import Interval
+from studytool.report.words import count, duration
 from studytool.results import Outcome
 from studytool.spec import StudySpec
-
-_UNITS = (("s", 1, 99.5), ("min", 60, 99.5 * 60), ("h", 3600, 48 * 3600), ("d", 86400, float("inf")))
 
 
 def table_text(summaries: Sequence[ArmSummary], spec: StudySpec) -> Table:
@@ -35,7 +34,7 @@ def table_text(summaries: Sequence[ArmSummary], spec: StudySpec) -> Table:
     table.add_column("per run", justify="right", no_wrap=True)
     if spec.metric.target is not None:
         table.add_column("to target", justify="right", no_wrap=True)
-    for summary in _best_first(summaries, spec):
+    for summary in best_first(summaries, spec):
         cells = [f"{summary.arm} *" if summary.is_winner else summary.arm, *_cells(summary, spec)]
         table.add_row(*map(Text, cells), style="bold" if summary.is_winner else None)
     return table
@@ -46,7 +45,7 @@ def table_notes(summaries: Sequence[ArmSummary], spec: StudySpec) -> tuple[str, 
     notes = []
     winner = next((s for s in summaries if s.is_winner), None)
     if winner is not None:
-        how = f"mean of {spec.metric.name} over {_count(winner.confirmed, 'seed')}"
+        how = f"mean of {spec.metric.name} over {count(winner.confirmed, 'seed')}"
         chosen = how if winner.validation else f"best {spec.metric.name} of the search; nothing is confirmed yet"
         notes.append(f"* best arm: chosen by validation ({chosen}); the test split chooses nothing.")
     if any(s.test for s in summaries):
@@ -83,10 +82,25 @@ def plain_text(summaries: Sequence[ArmSummary], spec: StudySpec) -> str:
     return "\n".join([*lines, "", *table_notes(summaries, spec)]) + "\n"
 
 
-def duration(seconds: float) -> str:
-    """Seconds for reading: 0.42 s, 35 s, 4.2 min, 3.1 h, 2.4 d."""
-    unit, size = next((unit, size) for unit, size, below in _UNITS if seconds < below)
-    return f"{seconds / size:.2g} {unit}" if seconds / size < 9.95 else f"{seconds / size:.0f} {unit}"
+def to_target(target: TargetCost | None) -> str:
+    """Device time to the target: `4.2 s`, `4.2 s (2/3)` where one of three runs never reached it, `never (0/3)`."""
+    if target is None:
+        return ""
+    if target.mean is None:
+        return f"never (0/{target.never})"
+    of = f" ({target.reached}/{target.reached + target.never})" if target.never else ""
+    return duration(target.mean.device_seconds) + of
+
+
+def best_first(summaries: Sequence[ArmSummary], spec: StudySpec) -> list[ArmSummary]:
+    """The winner, then the other arms by validation: confirmed ones before those that only have a search."""
+
+    def rank(summary: ArmSummary) -> tuple[bool, bool, float]:
+        confirmed = summary.validation.mean if summary.validation else None
+        value = summary.best_search_value if confirmed is None else confirmed
+        return (not summary.is_winner, confirmed is None, float("inf") if value is None else -spec.metric.sign * value)
+
+    return sorted(summaries, key=rank)
 
 
 def _cells(summary: ArmSummary, spec: StudySpec) -> list[str]:
@@ -99,7 +113,7 @@ def _cells(summary: ArmSummary, spec: StudySpec) -> list[str]:
         duration(summary.cost.device_seconds) if summary.cost.device_seconds else "",
         duration(mean.device_seconds) if mean else "",
     ]
-    return cells if spec.metric.target is None else [*cells, _to_target(summary.target)]
+    return cells if spec.metric.target is None else [*cells, to_target(summary.target)]
 
 
 def _percent(interval: Interval, *, signed: bool = False) -> str:
@@ -109,25 +123,3 @@ def _percent(interval: Interval, *, signed: bool = False) -> str:
     if interval.low is None or interval.high is None:
         return f"{show(interval.mean)} (1 seed)"
     return f"{show(interval.mean)} [{show(interval.low)},{show(interval.high)}]"
-
-
-def _to_target(target: TargetCost | None) -> str:
-    if target is None:
-        return ""
-    if target.mean is None:
-        return f"never (0/{target.never})"
-    of = f" ({target.reached}/{target.reached + target.never})" if target.never else ""
-    return duration(target.mean.device_seconds) + of
-
-
-def _best_first(summaries: Sequence[ArmSummary], spec: StudySpec) -> list[ArmSummary]:
-    def rank(summary: ArmSummary) -> tuple[bool, bool, float]:
-        confirmed = summary.validation.mean if summary.validation else None
-        value = summary.best_search_value if confirmed is None else confirmed
-        return (not summary.is_winner, confirmed is None, float("inf") if value is None else -spec.metric.sign * value)
-
-    return sorted(summaries, key=rank)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

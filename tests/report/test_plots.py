@@ -10,7 +10,14 @@ from fabricated_study import CLASSES, RANDOM, STEM, WHOLE, make_spec, make_trial
 from matplotlib.colors import to_rgb
 
 from studytool.report.compare import summarize_arms
-from studytool.report.plots import COLOURS, accuracy_against_cost, confusion_picture, learning_curves
+from studytool.report.plots import (
+    COLOURS,
+    accuracy_against_cost,
+    confusion_picture,
+    cost_of,
+    learning_curves,
+    pareto_front,
+)
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +83,28 @@ def test_accuracy_against_cost_marks_the_best_arm_and_warns_of_shared_devices(tm
     assert RANDOM in text
     assert "95% interval" in text
     assert "2 trials side by side: indicative only" in text
+
+
+def test_the_pareto_front_of_a_case_worked_by_hand():
+    points = {
+        "dear best": (9.0, 0.9),
+        "beaten": (8.0, 0.7),
+        "middle": (5.0, 0.8),
+        "cheap": (1.0, 0.3),
+        "twin": (5.0, 0.8),
+    }
+    assert pareto_front(points) == ["cheap", "middle", "dear best"]
+    assert pareto_front({"a": (1.0, 0.9), "b": (2.0, 0.8)}) == ["a"]
+    assert pareto_front({}) == []
+
+
+def test_accuracy_can_be_set_against_operations_and_energy(tmp_path, study):
+    spec, records = study
+    summaries = summarize_arms(spec, records)
+    text = words(accuracy_against_cost(spec, summaries, tmp_path / "flops", against="flops"))
+    assert "operations, TFLOP, of one training (mean of the confirm runs)" in text
+    assert cost_of(summaries[0], "flops") == 18.0  # six epochs of 3 TFLOP
+    assert cost_of(summaries[0], "energy_joules") is None
 
 
 def test_costs_far_apart_stand_on_a_logarithmic_axis_with_plain_numbers(tmp_path, study):

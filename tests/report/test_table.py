@@ -9,7 +9,8 @@ from rich.console import Console
 
 from studytool.report.compare import TargetCost, summarize_arms
 from studytool.report.statistics import Interval
-from studytool.report.table import duration, plain_text, table_notes, table_text
+from studytool.report.table import plain_text, table_notes, table_text
+from studytool.report.words import duration
 
 
 @pytest.fixture

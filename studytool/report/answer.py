@@ -1,0 +1,196 @@
+"""The answer of a study in a few sentences, made from its numbers and as sure as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from studytool.report import words
+from studytool.report.claims import Comparison
+from studytool.report.compare import ArmSummary, headline_metric
+from studytool.report.statistics import CostRatio, PairedDifference
+from studytool.spec import StudySpec
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`headline` says which arm is best, by how much and at what cost; `how_sure` what has to be known with it.
+
+    `state` is a word or two for a badge: "confirmed", "not finished", "not confirmed", "no result yet".
+    """
+
+    headline: str
+    how_sure: tuple[str, ...]
+    state: str
+
+
+def answer(
+    spec: StudySpec,
+    summaries: Sequence[ArmSummary],
+    comparisons: Sequence[Comparison],
+    gaps: Mapping[str, PairedDifference],
+) -> Answer:
+    """Put the study into words.
+
+    Args:
+        spec: the study.
+        summaries: its arms, as `compare.summarize_arms` gives them.
+        comparisons: each initialization against random, as `claims.compare_with_random` gives them.
+        gaps: how far the other arms are behind, as `claims.gaps_to_winner` gives them.
+    """
+    winner = next((s for s in summaries if s.is_winner), None)
+    left = _what_is_left(summaries)
+    if winner is None:
+        return Answer("No trial has finished an epoch yet, so nothing can be said.", left, "no result yet")
+    score = winner.test.get(headline_metric(spec))
+    if score is None:
+        return Answer(_best_of_search(spec, winner), (_SEARCH_IS_OPTIMISTIC, *left), "not confirmed")
+    comparison = next((c for c in comparisons if c.arm == winner.arm), None)
+    metric = words.METRIC_WORDS[headline_metric(spec)]
+    best = f"{_of_those_confirmed(summaries)}{words.arm_in_words(winner.values)}"
+    clauses = [f"{best}: {_score(score.mean, score.low, score.high)} {metric}"]
+    clauses += _over_random(comparison)
+    clauses += _at_what_cost(spec, winner, comparison)
+    about = [_name_and_settings(winner), _seeds(winner), *_no_cost_ratio(spec, comparison)]
+    sure = [*about, *_runner_up(gaps), *_still_open(comparison), *_shared_device(summaries), *left]
+    state = "confirmed" if not left else "not finished"
+    return Answer(", ".join(clauses) + ".", tuple(sure), state)
+
+
+_SEARCH_IS_OPTIMISTIC = (
+    "Nothing is confirmed yet: this is the best of several validation results of single runs, which is higher than "
+    "what the same arm reaches on average; the test split has not been read."
+)
+
+
+def _of_those_confirmed(summaries: Sequence[ArmSummary]) -> str:
+    """What the headline has to begin with while arms wait for their confirmation, among them perhaps the best one."""
+    confirmed = sum(s.confirmed > 0 for s in summaries)
+    if confirmed == len(summaries) or all(s.is_finished for s in summaries):
+        return ""
+    return f"Of the {confirmed} of {words.count(len(summaries), 'arm')} that are confirmed so far, the best is "
+
+
+def _best_of_search(spec: StudySpec, winner: ArmSummary) -> str:
+    value = winner.best_search_value
+    name = spec.metric.name.removeprefix("val/").replace("_", " ")
+    number = "" if value is None else f": {value:.3f}" if name == "loss" else f": {100 * value:.1f}%"
+    return f"So far {words.arm_in_words(winner.values)} has the best validation {name} of the search{number}."
+
+
+def _score(mean: float, low: float | None, high: float | None) -> str:
+    ends = "" if low is None or high is None else f" [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{100 * mean:.1f}%{ends}"
+
+
+def _over_random(comparison: Comparison | None) -> list[str]:
+    if comparison is None or comparison.difference is None:
+        return []
+    interval = comparison.difference.interval
+    points = f"{abs(100 * interval.mean):.1f} points"
+    side = "above" if interval.mean >= 0 else "below"
+    if interval.low is None or interval.high is None:
+        return [f"{points} {side} random initialization in the one pair of runs there is"]
+    if comparison.verdict == "open":
+        ends = f"[{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]".replace("-", "−")
+        return [f"{points} {side} random initialization {ends}, which may be chance"]
+    low, high = sorted((abs(interval.low), abs(interval.high)))
+    careful = "probably " if comparison.verdict.startswith("probably") else ""
+    return [f"{careful}{points} [{100 * low:.1f}, {100 * high:.1f}] {side} random initialization"]
+
+
+def _at_what_cost(spec: StudySpec, winner: ArmSummary, comparison: Comparison | None) -> list[str]:
+    target = spec.metric.target
+    ratio = comparison.cost_ratio if comparison else None
+    if target is not None and ratio is not None and ratio.ratio is not None:
+        bound = "" if ratio.bound == "exact" else f"{ratio.bound} "
+        times = f"{bound}{ratio.ratio:.2g}{_ends_of_ratio(ratio)} times"
+        return [f"costing {times} as much as random initialization to reach {_target(spec)}{_never(ratio)}"]
+    if winner.mean_confirm_cost is None:
+        return []
+    each = words.duration(winner.mean_confirm_cost.device_seconds)
+    return [f"at {each} of device time for one training"]
+
+
+def _ends_of_ratio(ratio: CostRatio) -> str:
+    return "" if ratio.low is None or ratio.high is None else f" [{ratio.low:.2g}, {ratio.high:.2g}]"
+
+
+def _never(ratio: CostRatio) -> str:
+    never = ratio.second_never or ratio.first_never
+    whose = "random initialization" if ratio.second_never else "this arm"
+    return f" ({whose} never did in {never} of {words.count(ratio.count, 'run')})" if never else ""
+
+
+def _no_cost_ratio(spec: StudySpec, comparison: Comparison | None) -> list[str]:
+    ratio = comparison.cost_ratio if comparison else None
+    if ratio is None or ratio.bound != "unknown" or not ratio.count:
+        return []
+    return [
+        f"What it costs to reach {_target(spec)} cannot be compared: {ratio.first_never} of {ratio.count} runs of this "
+        f"arm and {ratio.second_never} of {ratio.count} from random weights never did."
+    ]
+
+
+def _target(spec: StudySpec) -> str:
+    value = spec.metric.target
+    name = spec.metric.name.removeprefix("val/").replace("_", " ")
+    assert value is not None
+    return f"a validation loss of {value:g}" if name == "loss" else f"{100 * value:g}% validation {name}"
+
+
+def _name_and_settings(winner: ArmSummary) -> str:
+    tuned = ", ".join(f"{name.replace('_', ' ')} {words.plain(v)}" for name, v in winner.best_parameters.items())
+    return f"Below it is called {winner.arm}{f'; found by the search: {tuned}' if tuned else ''}."
+
+
+def _seeds(winner: ArmSummary) -> str:
+    if winner.confirmed == 1:
+        return "It was measured with a single seed, so how far it scatters is not known; no interval can be given."
+    return (
+        f"Mean over {words.count(winner.confirmed, 'seed')} on the test split; the brackets are the 95% interval of "
+        "that mean. The arm was chosen on the validation split."
+    )
+
+
+def _runner_up(gaps: Mapping[str, PairedDifference]) -> list[str]:
+    """Which other arms may be as good, or by how much the next one is behind."""
+    near = [arm for arm, gap in gaps.items() if gap.interval.low is None or gap.interval.low <= 0]
+    if not gaps:
+        return []
+    if near and all(gaps[arm].interval.low is None for arm in near):
+        return ["The order of the arms cannot be called sure from a single pair of runs."]
+    if near:
+        named = ", ".join(f"{arm} ({_points(gaps[arm])} behind)" for arm in near[:3])
+        more = f" and {len(near) - 3} more" if len(near) > 3 else ""
+        return [
+            f"It cannot be told apart from {named}{more}: the interval of the difference includes zero, so either may "
+            "be the better one, and the cheaper may serve as well."
+        ]
+    closest = min(gaps, key=lambda arm: gaps[arm].interval.mean)
+    return [f"Every other confirmed arm is behind; the closest, {closest}, by {_points(gaps[closest])}."]
+
+
+def _points(gap: PairedDifference) -> str:
+    return f"{words.percent(gap.interval)} points"
+
+
+def _still_open(comparison: Comparison | None) -> list[str]:
+    if comparison is None or comparison.verdict != "open" or comparison.more_seeds in (None, 0):
+        return []
+    more = words.count(comparison.more_seeds or 0, "more seed")
+    return [f"About {more} would likely settle whether it is better than random initialization."]
+
+
+def _shared_device(summaries: Sequence[ArmSummary]) -> list[str]:
+    most = max((s.side_by_side for s in summaries), default=1)
+    if most == 1:
+        return []
+    return [f"Up to {most} trials shared a device, so times and cost ratios are indicative only."]
+
+
+def _what_is_left(summaries: Sequence[ArmSummary]) -> tuple[str, ...]:
+    open_arms = [s.arm for s in summaries if not s.is_finished]
+    if not open_arms:
+        return ()
+    return (f"The study is not finished: {len(open_arms)} of {words.count(len(summaries), 'arm')} have trials left.",)

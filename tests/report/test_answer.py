@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from fabricated_study import RANDOM, STEM, WHOLE, YAML, make_spec, make_trials
+
+from studytool.report.answer import answer
+from studytool.report.claims import compare_with_random, gaps_to_winner
+from studytool.report.compare import summarize_arms
+
+
+@pytest.fixture
+def study(tmp_path):
+    spec = make_spec(tmp_path)
+    return spec, [record for _, record in make_trials(spec)]
+
+
+def said(spec, records):
+    summaries = summarize_arms(spec, records)
+    comparisons = compare_with_random(spec, records, summaries)
+    return answer(spec, summaries, comparisons, gaps_to_winner(spec, records, summaries))
+
+
+def test_the_answer_says_which_arm_by_how_much_at_what_cost_and_how_sure(study):
+    spec, records = study
+    found = said(spec, records)
+    whole = {s.arm: s for s in summarize_arms(spec, records)}[WHOLE]
+    score, gain = whole.test["balanced_accuracy"], whole.gain.interval
+    assert found.headline.startswith(
+        "r2plus1d_18 with Kinetics-400 video weights, nothing frozen: "
+        f"{100 * score.mean:.1f}% [{100 * score.low:.1f}, {100 * score.high:.1f}] balanced accuracy, "
+        f"{100 * gain.mean:.1f} points [{100 * gain.low:.1f}, {100 * gain.high:.1f}] above random initialization"
+    )
+    assert f"costing at most {whole.cost_ratio.ratio:.2g} times as much as random initialization" in found.headline
+    assert (
+        "to reach 70% validation balanced accuracy (random initialization never did in 3 of 3 runs)" in found.headline
+    )
+    sure = " ".join(found.how_sure)
+    assert f"called {WHOLE}; found by the search: learning rate 0.001" in sure
+    assert "Mean over 3 seeds" in sure
+    assert "indicative only" in sure  # the fabricated trials shared a device
+    assert found.state == "confirmed"
+
+
+def test_arms_whose_intervals_overlap_are_not_told_apart(study):
+    spec, records = study
+    assert any(f"cannot be told apart from {STEM}" in s for s in said(spec, records).how_sure)
+    without = [r for r in records if r.arm != STEM]
+    assert any(f"the closest, {RANDOM}," in s for s in said(spec, without).how_sure)
+
+
+def test_a_difference_that_may_be_chance_is_called_so(study):
+    spec, records = study
+    records = [r for r in records if r.arm != STEM]
+    values = {RANDOM: [0.80, 0.70, 0.90], WHOLE: [0.85, 0.80, 0.80]}
+    changed = []
+    for r in records:
+        if r.phase == "confirm":
+            last = replace(r.epochs[-1], test=replace(r.epochs[-1].test, balanced_accuracy=values[r.arm][r.number]))
+            r = replace(r, epochs=(*r.epochs[:-1], last))
+        changed.append(r)
+    found = said(spec, changed)
+    assert "1.7 points above random initialization [−" in found.headline
+    assert "which may be chance" in found.headline
+    assert any("more seeds would likely settle" in s for s in found.how_sure)
+
+
+def test_one_seed_gives_no_interval(study):
+    spec, records = study
+    found = said(spec, [r for r in records if r.phase == "search" or r.number == 0])
+    assert "[" not in found.headline
+    assert "in the one pair of runs there is" in found.headline
+    assert any("single seed" in s for s in found.how_sure)
+    assert found.state == "not finished"
+    assert any("3 of 3 arms have trials left" in s for s in found.how_sure)
+
+
+def test_a_search_alone_is_called_optimistic_and_unfinished(study):
+    spec, records = study
+    found = said(spec, [r for r in records if r.phase == "search"])
+    assert found.headline.startswith("So far r2plus1d_18 with Kinetics-400 video weights, nothing frozen has the best")
+    assert any("Nothing is confirmed yet" in s for s in found.how_sure)
+    assert found.state == "not confirmed"
+
+
+def test_nothing_yet(study):
+    spec, _ = study
+    assert said(spec, []).headline == "No trial has finished an epoch yet, so nothing can be said."
+
+
+def test_without_a_target_the_cost_is_that_of_a_training(tmp_path, study):
+    _, records = study
+    spec = make_spec(tmp_path, YAML.replace(", target: 0.7", ""))
+    assert said(spec, records).headline.endswith("at 24 s of device time for one training.")
+
+
+def test_an_arm_that_waits_for_its_confirmation_may_be_the_best(study):
+    spec, records = study
+    found = said(spec, [r for r in records if r.phase == "search" or r.arm != WHOLE])
+    assert found.headline.startswith("Of the 2 of 3 arms that are confirmed so far, the best is r2plus1d_18 with")
+    assert found.state == "not finished"
