@@ -26,6 +26,8 @@ _SERVERS = ("http", "https", "postgresql", "mysql", "mssql", "databricks")
 _ADVICE = "write sqlite:///mlflow.db for a file, or http://HOST:PORT for a server"
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """MLflow's pages then show runs and metrics first, not traces and prompts."""
+FOLDER_TAG = "studytool.folder"
+"""The tag of an experiment that names its study's folder on the machine of its driver."""
 _NOT_OF_THE_STORE = (AssertionError, AttributeError, LookupError, NameError, TypeError)
 
 
@@ -62,7 +64,7 @@ def open_client(uri: str) -> Any:
     Raises:
         StudytoolError: something else is in the store's place, or it is of another MLflow version.
     """
-    _quiet_mlflow()
+    quiet_mlflow()
     from mlflow import MlflowClient
 
     path = sqlite_path(uri)
@@ -86,7 +88,8 @@ def open_experiment(client: Any, uri: str, spec: StudySpec, warn: Callable[[str]
             private_folder(folder)
             location = folder.as_uri()
         try:
-            return str(client.create_experiment(spec.name, artifact_location=location, tags=_EXPERIMENT_TAGS))
+            tags = {**_EXPERIMENT_TAGS, FOLDER_TAG: str(spec.folder.absolute())}
+            return str(client.create_experiment(spec.name, artifact_location=location, tags=tags))
         except MlflowException as error:
             experiment = client.get_experiment_by_name(spec.name)  # another driver may have been first
             if error.error_code != "RESOURCE_ALREADY_EXISTS" or experiment is None:
@@ -94,6 +97,8 @@ def open_experiment(client: Any, uri: str, spec: StudySpec, warn: Callable[[str]
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
         warn(f"MLflow: the experiment {spec.name!r} was deleted; it is restored")
+    if experiment.tags.get(FOLDER_TAG) != str(spec.folder.absolute()):
+        client.set_experiment_tag(experiment.experiment_id, FOLDER_TAG, str(spec.folder.absolute()))
     return str(experiment.experiment_id)
 
 
@@ -175,7 +180,7 @@ def _one_process_at_a_time(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _quiet_mlflow() -> None:
+def quiet_mlflow() -> None:
     """No telemetry, no log lines or addresses on the terminal; no long retries either, the outbox has its own."""
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")

@@ -7,6 +7,7 @@ away for a while misses nothing.
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,8 @@ ANSWER_SECONDS = 5.0
 """How long a trial's start waits for its run id; a store that is known to be away is not waited for."""
 START_SECONDS = 60.0
 CLOSE_SECONDS = 60.0
+CLOSE_SECONDS_IF_INTERRUPTED = 6.0
+"""After a signal the program has to be gone soon; what the store then lacks is filled in at the next start."""
 
 
 class Tracker:
@@ -47,11 +50,13 @@ class Tracker:
     ) -> None:
         self._warn = warn if warn is not None else _to_stderr
         self.uri = store.absolute_uri(uri)
+        self._folder = spec.folder
         client = store.open_client(self.uri)
         with store.explained(self.uri):
             self.experiment_id = store.open_experiment(client, self.uri, spec, self._warn)
         self._writer = Writer(client, self.uri, self.experiment_id, spec, uid)
         self._outbox = Outbox(partial(store.judge, client), self._warn)
+        self._close_seconds = CLOSE_SECONDS
 
     def __enter__(self) -> Tracker:
         return self
@@ -68,7 +73,7 @@ class Tracker:
         """The command or the address that shows the study's runs in a browser."""
         if store.sqlite_path(self.uri) is None:
             return f"{self.uri.rstrip('/')}/#/experiments/{self.experiment_id}"
-        return f"mlflow ui --backend-store-uri '{self.uri}' --workers 1"
+        return f"studytool ui {shlex.quote(str(self._folder))}"
 
     def open_study(self, yaml_text: str, environment: Mapping[str, str], manifest_path: Path) -> str:
         """Begin the study's run or take it up, with study file, environment and dataset manifest; its run id.
@@ -112,6 +117,10 @@ class Tracker:
         """End a trial's run: missing epochs, final scores, outcome and, for a confirm trial, its confusion matrix."""
         self._outbox.put(record.trial_id, partial(self._writer.close_trial, run, record, _now()))
 
+    def log_file(self, run: str, path: Path) -> None:
+        """Upload a file, such as the log of a trial that failed."""
+        self._outbox.put(f"{run}, {path.name}", partial(self._writer.log_file, run, path))
+
     def log_checkpoint(self, run: str, folder: Path) -> None:
         """Upload the best weights and what is said of them: `best.safetensors` and `best.json` of `folder`."""
         self._outbox.put(f"{run}, checkpoint", partial(self._writer.log_checkpoint, run, folder))
@@ -124,13 +133,18 @@ class Tracker:
         """End the study's run with its comparison table."""
         self._outbox.put("the study's end", partial(self._writer.close_study, text_table, outcome, _now()))
 
+    def log_report(self, files: Sequence[Path]) -> None:
+        """Upload the report of the study and its tables as artifacts of the study's run."""
+        self._outbox.put("the report", partial(self._writer.log_report, files))
+
     def interrupt(self) -> None:
-        """Mark everything that is still RUNNING as INTERRUPTED, after what is queued already."""
+        """Mark everything that is still RUNNING as INTERRUPTED, after what is queued already; the end is near."""
+        self._close_seconds = CLOSE_SECONDS_IF_INTERRUPTED
         self._outbox.put("the interruption", partial(self._writer.stop_all, _now()))
 
-    def close(self, timeout_seconds: float = CLOSE_SECONDS) -> None:
+    def close(self, timeout_seconds: float | None = None) -> None:
         """Write what still waits, for at most so long; what is left is said in one warning."""
-        left = self._outbox.close(timeout_seconds)
+        left = self._outbox.close(self._close_seconds if timeout_seconds is None else timeout_seconds)
         if left:
             self._warn(f"MLflow at {self.uri} lacks {left} records; `studytool run` of the same study fills them in")
 

@@ -103,11 +103,17 @@ class Writer:
         if record.phase == "confirm" and record.test is not None:
             self._log_confusion(run, record)
         tags = {"studytool.attempts": str(record.attempts), "studytool.message": record.message}
+        if record.parts is not None:
+            tags["studytool.parts"] = str(record.parts)
         if record.device is not None:
             tags["studytool.device"] = f"{record.device.kind}: {record.device.name}"
             tags["studytool.trials_side_by_side"] = str(record.device.trials_side_by_side)
         self._set_tags(run, {name: text for name, text in tags.items() if text})
         self._finish(run, record.outcome, now)
+
+    def log_file(self, run_key: str, path: Path) -> None:
+        """Upload a file as an artifact of a trial's run."""
+        self._client.log_artifact(self._trial(run_key).run_id, str(path))
 
     def log_checkpoint(self, run_key: str, folder: Path) -> None:
         """Upload `best.safetensors` and `best.json` as artifacts below `checkpoint`."""
@@ -159,6 +165,12 @@ class Writer:
             self._client.log_artifacts(run.run_id, scratch)
         self._set_tags(run, {"mlflow.note.content": f"```\n{text_table[: logged.LONGEST_TAG - 10]}\n```"})
         self._finish(run, outcome, now)
+
+    def log_report(self, files: Sequence[Path]) -> None:
+        """Upload files as artifacts of the study's run below `report`."""
+        run = self._runs["study", self._spec.name]
+        for path in files:
+            self._client.log_artifact(run.run_id, str(path), "report")
 
     def stop_all(self, now: int) -> None:
         """End every run that is RUNNING as INTERRUPTED."""
