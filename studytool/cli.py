@@ -8,11 +8,19 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from studytool.cli_cluster import cluster
 from studytool.cli_data import Overrides, StudyFile, data
+from studytool.cli_model import model
+from studytool.cli_report import report
+from studytool.cli_watch import watch
 from studytool.errors import StudytoolError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.add_typer(data, name="data")
+app.add_typer(cluster)
+app.add_typer(model)
+app.add_typer(watch)
+app.add_typer(report)
 weights = typer.Typer(no_args_is_help=True, help="Fetch, list and check pre-trained weights.")
 app.add_typer(weights, name="weights")
 
@@ -45,21 +53,59 @@ def run(
     study: StudyFile,
     override: Overrides = [],  # noqa: B006 - typer makes a new list for every call
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="A line for every epoch.")] = False,
+    new: Annotated[bool, typer.Option("--new", help="Put existing results aside and begin anew.")] = False,
+    budget_hours: Annotated[float | None, typer.Option(help="Device-hours the study may use in all.")] = None,
+    budget_trials: Annotated[int | None, typer.Option(help="Trials the study may begin in all.")] = None,
+    no_plan: Annotated[bool, typer.Option("--no-plan", help="Do not estimate first what it will take.")] = False,
 ) -> None:
     """Run a study, or what is missing of it, and print which arm is best."""
     from rich.console import Console
 
     from studytool.spec import load_study
-    from studytool.study.run import SIGNAL_EXIT_CODES, run_study
+    from studytool.study.run import BUDGET, run_study
+    from studytool.study.signals import SIGNAL_EXIT_CODES, EndedBySignal
 
-    spec = load_study(study, override)
-    end = run_study(spec, study.read_text(encoding="utf-8"), Console(), verbose=verbose)
+    budget = {"device_hours": budget_hours, "trials": budget_trials}
+    given = [f"budget.{name}={value}" for name, value in budget.items() if value is not None]
+    spec = load_study(study, [*override, *given])
+    try:
+        end = run_study(
+            spec, study.read_text(encoding="utf-8"), Console(), verbose=verbose, new=new, estimate=not no_plan
+        )
+    except EndedBySignal as signal:
+        raise typer.Exit(signal.exit_code) from None
+    if end.ended_by == BUDGET:
+        return
     if end.ended_by:
         raise typer.Exit(SIGNAL_EXIT_CODES[end.ended_by])
     if not any(summary.is_winner for summary in end.summaries):
         raise StudytoolError(
             f"no trial of the study finished; see {spec.folder / 'trials'}/*/trial.log for the reasons"
         )
+
+
+@app.command()
+def plan(
+    study: StudyFile,
+    override: Overrides = [],  # noqa: B006
+    no_measure: Annotated[
+        bool, typer.Option("--no-measure", help="Use only what was measured before and trials that have run.")
+    ] = False,
+) -> None:
+    """Say what is left of a study, what it will take and what is missing; nothing is started."""
+    from rich.console import Console
+
+    from studytool.spec import load_study
+    from studytool.study.plan import SECONDS_IN_ALL, plan_study
+    from studytool.study.plantext import plan_lines
+    from studytool.study.progress import say
+
+    console = Console()
+    spec = load_study(study, override)
+    seconds = 0.0 if no_measure else SECONDS_IN_ALL
+    planned = plan_study(spec, seconds_in_all=seconds, on_measuring=lambda line: say(console, line))
+    for line in plan_lines(planned):
+        say(console, line)
 
 
 @app.command()

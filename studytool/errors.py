@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -24,6 +25,17 @@ class WeightsError(StudytoolError):
 
 class TrainingError(StudytoolError):
     """A training run that cannot go on, such as a loss that is no longer finite."""
+
+
+class DiskFullError(StudytoolError, OSError):
+    """No space left where a file was to be written; what was there before is whole."""
+
+    def __init__(self, place: object) -> None:
+        super().__init__(
+            f"{place}: no space left on the disk; free some and give the same command again, "
+            "it goes on where it stopped"
+        )
+        self.errno = errno.ENOSPC
 
 
 def unknown_name(kind: str, found: object, known: Iterable[str]) -> str:

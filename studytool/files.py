@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -11,14 +12,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from studytool.errors import DiskFullError
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is fsynced and renamed to `path`, on error removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    """Yield a temporary path beside `path`; on success it is fsynced and renamed to `path`, on error removed.
+
+    Raises:
+        DiskFullError: there is no space left for it, whatever the writer made of that.
+    """
+    with disk_full_explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     os.close(handle)
     temporary = Path(name)
+    with disk_full_explained(path):
+        yield from _written(temporary, path)
+
+
+def _written(temporary: Path, path: Path) -> Iterator[Path]:
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -28,6 +41,32 @@ def whole_file(path: Path) -> Iterator[Path]:
         _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def disk_full_explained(path: Path) -> Iterator[None]:
+    """Turn what libraries raise when there is no space left for `path` into a DiskFullError."""
+    try:
+        yield
+    except Exception as error:
+        if _says_disk_full(error, path.parent):
+            raise DiskFullError(path) from error
+        raise
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FEW_BLOCKS = 16
+
+
+def _says_disk_full(error: Exception, folder: Path) -> bool:
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _FULL
+    if any(f"os error {number}" in str(error) or os.strerror(number) in str(error) for number in _FULL):
+        return True  # safetensors and Arrow
+    # torch only says that a write failed, or that the file is shorter than it should be
+    return "PytorchStreamWriter" in str(error) or (
+        isinstance(error, RuntimeError) and os.statvfs(folder).f_bavail < _FEW_BLOCKS
+    )
 
 
 def write_text(path: Path, text: str) -> None:

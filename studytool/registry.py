@@ -52,6 +52,9 @@ AUGMENTATIONS: Mapping[str, str] = {
 SAMPLERS: Mapping[str, str] = {
     "tpe": "studytool.study.search:tpe",
     "random": "studytool.study.search:random",
+    "grid": "studytool.study.search:grid",
+    "cmaes": "studytool.study.search:cmaes",
+    "nsga2": "studytool.study.search:nsga2",
 }
 
 

@@ -21,7 +21,8 @@ class Cost:
 
     Seconds are wall-clock seconds of the trial by phase; `device_seconds` is their sum times the number (or share)
     of devices the trial held. `flops` counts multiplications and additions of forward and, for what is trained,
-    backward passes. `energy_joules` is None where the device reports none.
+    backward passes. `energy_joules` is None where the device reports none. `idle_seconds` is the time that the trial
+    held its place outside these phases, while its driver wrote things down; it is no part of `seconds`.
     """
 
     data_seconds: float = 0.0
@@ -33,6 +34,9 @@ class Cost:
     flops: float = 0.0
     peak_memory_gib: float = 0.0
     energy_joules: float | None = None
+    idle_seconds: float = 0.0
+    cache_fill_seconds: float = 0.0
+    cache_saved_seconds: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -112,7 +116,11 @@ class TrialRecord:
     """All that is kept of one trial: what it was, how it ended, its curve, and what it cost.
 
     `parameters` are the factors by their flat names. `phase` is "search" or "confirm"; a confirm trial's `source` is
-    the number of the search trial that it trains again. `message` says why a trial failed.
+    the number of the search trial that it trains again. `message` says why a trial failed. A trial that ran out of
+    memory was tried again with its batches computed in `parts` parts. `checkpoint_sha256` is that of the selected
+    weights, `mlflow_run` the id of its run; both are empty where there is none. A search trial with the configuration
+    of an earlier one of its arm is not run: `same_as` is that one's number, and there are no epochs. `on_pareto_front`
+    is set where cost is searched for as well.
     """
 
     trial_id: str
@@ -128,6 +136,11 @@ class TrialRecord:
     message: str = ""
     device: DeviceInfo | None = None
     attempts: int = 1
+    parts: int | None = None
+    checkpoint_sha256: str = ""
+    mlflow_run: str = ""
+    same_as: int | None = None
+    on_pareto_front: bool = False
 
     @property
     def last(self) -> EpochResult | None:

@@ -1,5 +1,7 @@
 """The sections of a study file: every key, its type, its range and its default. Every default stands here.
 
+(The section `search:` is in `studytool.search_settings`.)
+
 A *factor* is a field of `ModelSettings`, `InputSettings` or `TrainSettings`: the study file sets it for all trials in
 its section, compares values of it under `arms:`, or tunes it under `search:`.
 """
@@ -7,7 +9,7 @@ its section, compares values of it under `arms:`, or tunes it under `search:`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -17,7 +19,9 @@ from studytool.models.backbones import BACKBONES, CHECKPOINT
 from studytool.results import METRICS
 
 
-def _named(kind: str, table: Mapping[str, str]) -> AfterValidator:
+def named(kind: str, table: Mapping[str, str]) -> AfterValidator:
+    """A validator for names that have to be in a table of the registry."""
+
     def check(name: str) -> str:
         if name not in table:
             raise ValueError(unknown_name(kind, name, table))
@@ -124,10 +128,13 @@ class DataSettings(Settings):
     """The dataset: a folder of shards, which of its splits, and, where it can be made, how to simulate it.
 
     `split` is "stored", the one that came with the data, or one that `studytool data split` made: NAME, or NAME/FOLD.
+    `on_damage` says what happens when a shard turns out to be damaged: "stop" ends the trial with the shard's name,
+    "skip" goes on without the shard and says so.
     """
 
     path: Annotated[str, Field(min_length=1)]
     split: Annotated[str, Field(min_length=1)] = "stored"
+    on_damage: Literal["stop", "skip"] = "stop"
     simulate: SimulateSettings | None = None
 
 
@@ -173,16 +180,19 @@ class InputSettings(Settings):
     `labels_per_class` or `label_fraction` limits the training split to a draw by the trial's seed (see
     `studytool.data.labels`). A volume is filtered, then normalized, then, in training only, augmented. `low_pass`
     dampens what is finer than `low_pass_angstrom`; `dog`, the difference of Gaussians, also what is coarser than
-    `high_pass_angstrom`. At these resolutions half of the amplitude passes.
+    `high_pass_angstrom`. At these resolutions half of the amplitude passes. With `views: N` a volume has N augmented
+    views, the same in every trial, and epoch e sees view e modulo N, so that what a frozen part of a network makes of
+    them can be kept; without, every epoch draws anew.
     """
 
     labels_per_class: Annotated[int, Field(ge=1)] | None = None
     label_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    filter: Annotated[str, _named("filter", registry.FILTERS)] = "none"
+    filter: Annotated[str, named("filter", registry.FILTERS)] = "none"
     low_pass_angstrom: Annotated[float, Field(gt=0, le=10_000)] = 30.0
     high_pass_angstrom: Annotated[float, Field(gt=0, le=10_000)] = 150.0
-    normalize: Annotated[str, _named("normalization", registry.NORMALIZATIONS)] = "standard"
-    augment: tuple[Annotated[str, _named("augmentation", registry.AUGMENTATIONS)], ...] = ("turns", "shift")
+    normalize: Annotated[str, named("normalization", registry.NORMALIZATIONS)] = "standard"
+    augment: tuple[Annotated[str, named("augmentation", registry.AUGMENTATIONS)], ...] = ("turns", "shift")
+    views: Annotated[int, Field(ge=1, le=1000)] | None = None
 
     @model_validator(mode="after")
     def _agreeing(self) -> InputSettings:
@@ -208,17 +218,18 @@ class TrainSettings(Settings):
     short; `batch_size` stays that of the whole, though batch normalization sees the parts. `compile` has
     `torch.compile` make faster kernels for training: it needs a compiler, and time at first. "auto" precision is
     bfloat16 where a GPU computes it, else float32; "auto" channels_last is on for networks made of convolutions.
+    `retry_out_of_memory`: a trial that runs out of memory is tried once more with four times as many parts of a batch.
     """
 
     max_epochs: Annotated[int, Field(ge=1, le=100_000)] = 30
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 32
     accumulate: Annotated[int, Field(ge=1, le=65_536)] = 1
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    optimizer: Annotated[str, _named("optimizer", registry.OPTIMIZERS)] = "adamw"
+    optimizer: Annotated[str, named("optimizer", registry.OPTIMIZERS)] = "adamw"
     learning_rate: Annotated[float, Field(gt=0, le=10)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 1e-4
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    schedule: Annotated[str, _named("schedule", registry.SCHEDULES)] = "cosine"
+    schedule: Annotated[str, named("schedule", registry.SCHEDULES)] = "cosine"
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     class_weights: Literal["none", "balanced"] = "none"
@@ -226,6 +237,7 @@ class TrainSettings(Settings):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     channels_last: Literal["auto", "on", "off"] = "auto"
     compile: Literal["off", "on"] = "off"
+    retry_out_of_memory: bool = True
 
     @model_validator(mode="after")
     def _possible(self) -> TrainSettings:
@@ -240,7 +252,11 @@ class TrainSettings(Settings):
 
 
 SECTIONS: Mapping[str, type[Settings]] = {"model": ModelSettings, "input": InputSettings, "train": TrainSettings}
-FACTORS: Mapping[str, str] = {name: section for section, kind in SECTIONS.items() for name in kind.model_fields}
+HANDLING = frozenset({"retry_out_of_memory"})
+"""Keys of these sections that say what to do about trouble: no factors, and no result depends on them."""
+FACTORS: Mapping[str, str] = {
+    name: section for section, kind in SECTIONS.items() for name in kind.model_fields if name not in HANDLING
+}
 
 
 class MetricSettings(Settings):
@@ -269,84 +285,6 @@ class MetricSettings(Settings):
         return 1 if self.mode == "max" else -1
 
 
-class Distribution(Settings):
-    """The values a tuned factor may take: one of the five forms."""
-
-    log_uniform: tuple[float, float] | None = None
-    uniform: tuple[float, float] | None = None
-    integer: tuple[int, int] | None = None
-    log_integer: tuple[int, int] | None = None
-    choice: Annotated[tuple[Any, ...], Field(min_length=1)] | None = None
-
-    @model_validator(mode="after")
-    def _one_form(self) -> Distribution:
-        if len(self.model_fields_set) != 1:
-            raise ValueError(f"give exactly one of {', '.join(Distribution.model_fields)}")
-        if self.choice is None:
-            low, high = self.ends
-            if not low < high:
-                raise ValueError(f"the range has to rise, found [{low}, {high}]")
-            if low <= 0 and self.kind.startswith("log"):
-                raise ValueError(f"a logarithmic range has to start above 0, found [{low}, {high}]")
-        return self
-
-    @property
-    def kind(self) -> str:
-        """The name of the form that was given."""
-        return next(iter(self.model_fields_set))
-
-    @property
-    def ends(self) -> tuple[Any, ...]:
-        """The lowest and highest value, or every choice: if these are allowed, all values are."""
-        values: tuple[Any, ...] = getattr(self, self.kind)
-        return values
-
-
-class AshaSettings(Settings):
-    """Asynchronous successive halving: after `grace_epochs` x factor^k epochs, the best 1/factor of an arm go on."""
-
-    grace_epochs: Annotated[int, Field(ge=1)] = 3
-    reduction_factor: Annotated[int, Field(ge=2)] = 3
-
-
-class SchedulerSettings(Settings):
-    """Which trials of an arm are stopped early; `none` lets every trial run to its end."""
-
-    asha: AshaSettings | None = AshaSettings()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _by_name(cls, value: Any) -> Any:
-        named = {"none": {"asha": None}, "asha": {}}
-        if isinstance(value, str):
-            if value not in named:
-                raise ValueError(unknown_name("scheduler", value, named))
-            return named[value]
-        return value
-
-
-class SearchSettings(Settings):
-    """The search phase; keys that are factors become `space`, e.g. `learning_rate: {log_uniform: [1.0e-5, 1.0e-2]}`."""
-
-    trials_per_arm: Annotated[int, Field(ge=1, le=100_000)] = 12
-    sampler: Annotated[str, _named("sampler", registry.SAMPLERS)] = "tpe"
-    scheduler: SchedulerSettings = SchedulerSettings()
-    space: dict[str, Distribution] = Field(default_factory=dict)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _gather_space(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        known = {*cls.model_fields} - {"space"}
-        unknown = [key for key in value if key not in known and key not in FACTORS and key != "space"]
-        if unknown:
-            raise ValueError(unknown_name("key", unknown[0], [*known, *FACTORS]))
-        settings = {key: item for key, item in value.items() if key not in FACTORS}
-        factors = {key: item for key, item in value.items() if key in FACTORS}
-        return {**settings, "space": {**value.get("space", {}), **factors}}
-
-
 class ConfirmSettings(Settings):
     """The confirm phase: how many paired seeds every arm's best configuration is trained with."""
 
@@ -354,11 +292,27 @@ class ConfirmSettings(Settings):
 
 
 class ResourceSettings(Settings):
-    """What one trial holds and how many run at once; "auto": one GPU a trial where there are any, else one core."""
+    """What one trial holds and how many run at once; "auto": one GPU a trial where there are any, else one core.
+
+    `price_per_device_hour`, in `currency`, turns device-hours into money.
+    """
 
     gpu: Literal["auto"] | Annotated[float, Field(ge=0, le=64)] = "auto"
     cpu: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
     trials_at_once: Literal["auto"] | Annotated[int, Field(ge=1, le=10_000)] = "auto"
+    price_per_device_hour: Annotated[float, Field(gt=0)] | None = None
+    currency: Annotated[str, Field(min_length=1, max_length=8)] = "USD"
+
+
+class BudgetSettings(Settings):
+    """What the study may use, all its runs together; it is stopped before it uses more and can be taken up with more.
+
+    `trials` counts trials that were begun, `device_hours` the cost of all of them, `max_cost` the same as money.
+    """
+
+    trials: Annotated[int, Field(ge=1)] | None = None
+    device_hours: Annotated[float, Field(gt=0)] | None = None
+    max_cost: Annotated[float, Field(gt=0)] | None = None
 
 
 class TrackingSettings(Settings):

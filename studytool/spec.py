@@ -10,21 +10,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from studytool.errors import SpecError, unknown_name
 from studytool.models.backbones import check_model_choice
+from studytool.search_settings import Distribution, SearchSettings
 from studytool.settings import (
     FACTORS,
+    HANDLING,
     SECTIONS,
+    BudgetSettings,
     ConfirmSettings,
     DataSettings,
-    Distribution,
     InputSettings,
     MetricSettings,
     ModelSettings,
     ResourceSettings,
-    SearchSettings,
     Settings,
     TrackingSettings,
     TrainSettings,
@@ -51,6 +52,8 @@ class TrialSpec(Settings):
     seed: int
     data_path: str
     data_split: str = "stored"
+    on_damage: Literal["stop", "skip"] = "stop"
+    cache: Literal["auto", "off"] = "off"
     model: ModelSettings
     input: InputSettings
     train: TrainSettings
@@ -74,7 +77,8 @@ class TrialSpec(Settings):
 
         `data_fingerprint` is that of the opened dataset, which tells splits apart by what they are, not by their name.
         """
-        content = self.model_dump(mode="json", exclude={"study", "arm", "phase", "number", "data_path", "data_split"})
+        circumstances = ("study", "arm", "phase", "number", "data_path", "data_split", "on_damage", "cache")
+        content = self.model_dump(mode="json", exclude={**dict.fromkeys(circumstances, True), "train": {*HANDLING}})
         text = json.dumps([content, data_fingerprint], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -101,8 +105,16 @@ class StudySpec(Settings):
     confirm: ConfirmSettings = ConfirmSettings()
     metric: MetricSettings = MetricSettings()
     resources: ResourceSettings = ResourceSettings()
+    budget: BudgetSettings = BudgetSettings()
     tracking: TrackingSettings = TrackingSettings()
+    cache: Literal["auto", "off"] = "auto"
     output: Annotated[str, Field(min_length=1)] = "studies"
+
+    @model_validator(mode="after")
+    def _priced(self) -> StudySpec:
+        if self.budget.max_cost is not None and self.resources.price_per_device_hour is None:
+            raise ValueError("budget.max_cost needs a price: add resources: {price_per_device_hour: …}")
+        return self
 
     @property
     def folder(self) -> Path:
@@ -115,6 +127,11 @@ class StudySpec(Settings):
         combinations = (dict(zip(names, values, strict=True)) for values in itertools.product(*self.arms.values()))
         kept = [c for c in combinations if not any(_matches(c, pattern) for pattern in self.exclude)]
         return tuple(Arm(name=_arm_name(values), values=values) for values in kept)
+
+    def most_epochs(self, arm: Arm) -> int:
+        """How many epochs a trial of an arm has at most."""
+        tuned = self.search.space.get("max_epochs")
+        return int(max(tuned.ends) if tuned else arm.values.get("max_epochs", self.train.max_epochs))
 
     def trial(
         self,
@@ -143,6 +160,8 @@ class StudySpec(Settings):
             seed=seed,
             data_path=self.data.path,
             data_split=self.data.split,
+            on_damage=self.data.on_damage,
+            cache=self.cache,
             metric=self.metric,
             **sections,
         )
@@ -257,7 +276,7 @@ def _check_every_arm(spec: StudySpec, where: Locator) -> None:
                 f"{where(('arms',))}: two combinations have the same short name {name!r}; spell them differently"
             )
     for arm in arms:
-        for parameters in _extreme_parameters(spec.search.space):
+        for parameters in extreme_parameters(spec.search.space):
             try:
                 trial = spec.trial(arm, parameters, phase="search", number=0, seed=spec.seed)
             except ValidationError as error:
@@ -280,7 +299,8 @@ def _model_choice(trial: TrialSpec) -> dict[str, str]:
     return trial.model.model_dump(include={"backbone", "init", "freeze", "stem_stride"})
 
 
-def _extreme_parameters(space: Mapping[str, Distribution]) -> Iterator[dict[str, Any]]:
+def extreme_parameters(space: Mapping[str, Distribution]) -> Iterator[dict[str, Any]]:
+    """Parameters that between them hold the lowest and highest value of every range, and every choice."""
     longest = max((len(d.ends) for d in space.values()), default=1)
     for i in range(longest):
         yield {name: d.ends[min(i, len(d.ends) - 1)] for name, d in space.items()}

@@ -176,11 +176,40 @@ BROKEN = {
         GOOD.replace("learning_rate", "learning_rte"),
         "search: unknown key 'learning_rte'; did you mean 'learning_rate'?",
     ),
+    "what to do about trouble is no factor": (
+        GOOD.replace("freeze: [none, backbone]", "retry_out_of_memory: [true, false]"),
+        "unknown factor 'retry_out_of_memory'",
+    ),
     "unknown sampler": (GOOD + "  sampler: tpee", "search.sampler: unknown sampler 'tpee'; did you mean 'tpe'?"),
     "unknown scheduler": (
         GOOD + "  scheduler: ahsa",
         "search.scheduler: unknown scheduler 'ahsa'; did you mean 'asha'?",
     ),
+    "two schedulers": (
+        GOOD + "  scheduler: {asha: {}, median: {}}",
+        "search.scheduler: choose one scheduler, found asha and median",
+    ),
+    "grid over a range": (
+        GOOD + "  sampler: grid",
+        "search: sampler grid needs the values of learning_rate, found the range [0.0001, 0.01]; name them, "
+        "as learning_rate: {choice: [0.0001, 0.01]}, or choose another sampler",
+    ),
+    "grid without end": (
+        GOOD.replace("{log_uniform: [1e-4, 1e-2]}", "{choice: [1.0e-3]}\n  max_epochs: {integer: [1, 100001]}")
+        + "  sampler: grid",
+        "search: the grid has 100001 points; at most 100000 are allowed",
+    ),
+    "cmaes over one range": (
+        GOOD + "  sampler: cmaes",
+        "search: sampler cmaes needs at least two tuned ranges, found 1",
+    ),
+    "nsga2 with a pruner": (
+        GOOD + "  sampler: nsga2\n  scheduler: hyperband",
+        "search: sampler nsga2 weighs the metric against the cost of whole trials, so none can be stopped early by "
+        "hyperband; add scheduler: none",
+    ),
+    "a budget in money without a price": (GOOD + "budget: {max_cost: 5}", "budget.max_cost needs a price"),
+    "an unknown budget": (GOOD + "budget: {hours: 5}", "budget.hours: unknown key 'hours'"),
     "unknown scheduler key": (
         GOOD + "  scheduler: {asha: {grace: 1}}",
         "search.scheduler.asha.grace: unknown key 'grace'; known: grace_epochs",
@@ -252,3 +281,24 @@ def test_a_wrong_override_is_named(study, override, words):
     with pytest.raises(SpecError) as caught:
         study(GOOD, override)
     assert words in str(caught.value)
+
+
+def test_what_is_done_about_trouble_and_money_change_no_result(study):
+    """Ledgers and checkpoints of versions without these keys have to stay valid."""
+    plain = study()
+    other = study(
+        GOOD,
+        "train.retry_out_of_memory=false",
+        "data.on_damage=skip",
+        "budget.trials=3",
+        "resources.price_per_device_hour=2",
+    )
+    trials = [s.trial(s.list_arms()[0], {}, phase="search", number=0, seed=0) for s in (plain, other)]
+    assert trials[0].config_hash("data") == trials[1].config_hash("data")
+    assert "retry_out_of_memory" not in trials[0].parameters
+
+
+def test_the_schedulers_of_the_first_version_are_stored_as_it_did(study):
+    """The ledger compares what it has with what the study file says now."""
+    stored = [study(GOOD, f"search.scheduler={name}").search.scheduler.model_dump() for name in ("asha", "none")]
+    assert stored == [{"asha": {"grace_epochs": 3, "reduction_factor": 3}}, {"asha": None}]

@@ -8,20 +8,34 @@ to the observers.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from enum import Enum
 
-from studytool.errors import StudytoolError
 from studytool.results import DeviceInfo, EpochResult, Outcome, TrialRecord
 from studytool.seeds import derive_seed
 from studytool.spec import Arm, StudySpec, TrialSpec
+from studytool.study.armstate import ArmState
+from studytool.study.budget import Budget
 from studytool.study.ledger import Ledger
-from studytool.study.search import ArmSearch
+
+RETRIES = 2
+"""How often a trial is begun again from its last checkpoint after its worker died or raised."""
+PARTS = 4
+"""A trial that ran out of memory computes its batches in so many times more parts when it is tried again."""
 
 
-class Observer(Protocol):
-    """Who is told what happens, in the order it happens."""
+class Cause(Enum):
+    """Why an attempt at a trial failed: the TRIAL itself, a WORKER that died or raised, or the MEMORY was too small."""
+
+    TRIAL = "trial"
+    WORKER = "worker"
+    MEMORY = "memory"
+
+
+class Observer:
+    """Is told what happens, in the order it happens; overrides what it wants to know."""
 
     def trial_started(self, trial: TrialSpec, record: TrialRecord) -> None:
         """A trial begins, or is taken up again (`record.epochs` then holds what it has done)."""
@@ -29,8 +43,14 @@ class Observer(Protocol):
     def epoch_ended(self, record: TrialRecord, result: EpochResult) -> None:
         """A trial finished an epoch."""
 
+    def attempt_failed(self, record: TrialRecord, message: str, details: str, *, again: bool) -> None:
+        """A running trial broke, with one line and a traceback or the like; `again`: it will be tried again."""
+
     def trial_ended(self, record: TrialRecord) -> None:
         """A trial is COMPLETE, PRUNED or FAILED."""
+
+    def trial_set_aside(self, record: TrialRecord) -> None:
+        """A running trial was stopped by the study's budget; a larger one lets it go on where it stands."""
 
     def arm_decided(self, arm: Arm, best: TrialRecord | None) -> None:
         """An arm's search is over: `best` is the configuration to confirm (None: no trial survived)."""
@@ -50,9 +70,13 @@ class Director:
         self._ledger = ledger
         self._fingerprint = data_fingerprint
         self._observers = observers
-        self._arms = [_ArmState(arm, spec, ledger) for arm in spec.list_arms()]
-        self._by_name: Mapping[str, _ArmState] = {state.arm.name: state for state in self._arms}
+        self._arms = [ArmState(arm, spec, ledger.records) for arm in spec.list_arms()]
+        self._by_name: Mapping[str, ArmState] = {state.arm.name: state for state in self._arms}
         self._running: dict[str, TrialSpec] = {}
+        self._again: list[TrialSpec] = []
+        self._deaths: Counter[str] = Counter()
+        self.budget = Budget(spec, ledger)
+        self.budget.allows(running=())
 
     def announce_decided(self) -> None:
         """Tell the observers of the arms that were already decided when the study was taken up again."""
@@ -66,8 +90,27 @@ class Director:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left to run and nothing is running."""
-        return not self._running and all(state.exhausted for state in self._arms)
+        """Whether nothing is running, and nothing is left to run or the budget does not allow it."""
+        return not self._running and (self.stopped_by_budget or not self._left)
+
+    @property
+    def stopped_by_budget(self) -> bool:
+        """Whether something is left to run that the study's budget does not allow."""
+        if self.budget.used_up:
+            return self._left
+        return self._left and not self.budget.new_trial_allowed and not self._again and not self._begun
+
+    @property
+    def _left(self) -> bool:
+        return bool(self._again) or not all(state.exhausted for state in self._arms)
+
+    @property
+    def _begun(self) -> bool:
+        """Whether a trial of an earlier run is to go on."""
+        begun = {(r.arm, r.source, r.number) for r in self._ledger.records if r.phase == "confirm" and not r.outcome}
+        queues = [(s, s.confirm_queue) for s in self._arms if begun and s.search_over]
+        confirms = any((s.arm.name, s.source, number) in begun for s, queue in queues for number in queue)
+        return confirms or any(s.interrupted for s in self._arms)
 
     @property
     def trials_left(self) -> dict[str, int]:
@@ -80,10 +123,13 @@ class Director:
     def next_trial(self) -> TrialSpec | None:
         """A trial to run now; None if there is none at present (see `finished`).
 
-        Search trials come first, from the arm that has had the fewest; then confirm trials, one seed of every decided
-        arm before the next seed, so that a study cut short still has paired seeds.
+        What broke and is tried again comes first; then search trials, from the arm that has had the fewest; then
+        confirm trials, one seed of every decided arm before the next seed, so that a study cut short still has paired
+        seeds. A trial that ran out of memory has a larger `accumulate` than the study file says, also after a resume.
         """
-        trial = self._next_search() or self._next_confirm()
+        if not self.budget.allows(running=self._running):
+            return None
+        trial = self._again.pop(0) if self._again else self._next_search() or self._next_confirm()
         if trial is None:
             return None
         record = self._ledger.get(trial.trial_id) or _new_record(trial, self._fingerprint)
@@ -92,7 +138,12 @@ class Director:
         self._running[trial.trial_id] = trial
         for observer in self._observers:
             observer.trial_started(trial, record)
-        return trial
+        return _in_parts(trial, record.parts)
+
+    def needs_room(self, trial_id: str) -> bool:
+        """Whether a trial ran out of memory before and should share the machine with as little as possible."""
+        record = self._ledger.get(trial_id)
+        return record is not None and record.parts is not None
 
     def epoch(self, trial_id: str, result: EpochResult, device: DeviceInfo | None = None) -> bool:
         """Take an epoch of a running trial; True if the trial has to stop now. Epochs already known are ignored."""
@@ -102,7 +153,7 @@ class Director:
         record = self._ledger.get(trial_id)
         assert record is not None
         if result.epoch <= len(record.epochs):
-            return False
+            return self._draw_consequence(trial, record, result)
         if device is not None and record.device != device:
             self._ledger.put(replace(record, device=device))
         value = result.val.metric(self._spec.metric.name)
@@ -119,18 +170,64 @@ class Director:
             self._end(trial, Outcome.COMPLETE)
         elif pruned:
             self._end(trial, Outcome.PRUNED)
+        elif not self.budget.allows(trial_id, running=self._running):
+            self._set_aside(trial)
+            return True
         return result.is_last or pruned
 
-    def retried(self, trial_id: str) -> None:
-        """Note that a running trial is begun again from its last checkpoint, its worker having died."""
-        record = self._ledger.get(trial_id)
-        if record is not None:
-            self._ledger.put(replace(record, attempts=record.attempts + 1))
+    def _set_aside(self, trial: TrialSpec) -> None:
+        del self._running[trial.trial_id]
+        record = self._ledger.get(trial.trial_id)
+        assert record is not None
+        for observer in self._observers:
+            observer.trial_set_aside(record)
 
-    def failed(self, trial_id: str, message: str) -> None:
-        """End a running trial as FAILED; `message` is one line."""
-        if trial_id in self._running:
-            self._end(self._running[trial_id], Outcome.FAILED, message)
+    def _draw_consequence(self, trial: TrialSpec, record: TrialRecord, result: EpochResult) -> bool:
+        """End a trial whose last epoch was written down by a driver that was killed before it could end the trial."""
+        if result.epoch < len(record.epochs):
+            return False
+        pruned = trial.phase == "search" and trial.number in self._by_name[trial.arm].pruned_in_replay
+        if result.is_last or pruned:
+            self._end(trial, Outcome.COMPLETE if result.is_last else Outcome.PRUNED)
+        return result.is_last or pruned
+
+    def failed(self, trial_id: str, message: str, *, cause: Cause = Cause.TRIAL, details: str = "") -> None:
+        """An attempt at a running trial broke: the trial will be tried again, or it ends as FAILED.
+
+        Args:
+            trial_id: a running trial; another one is ignored.
+            message: one line.
+            cause: a trial's own fault is not tried again, a worker's `RETRIES` times, want of memory once.
+            details: a traceback, for the log.
+        """
+        trial = self._running.get(trial_id)
+        if trial is None:
+            return
+        if cause is Cause.MEMORY:
+            message = f"out of memory: {message}"
+        again = self._may_try_again(trial, cause)
+        record = self._ledger.get(trial_id)
+        assert record is not None
+        for observer in self._observers:
+            observer.attempt_failed(record, message, details, again=again)
+        if again:
+            self._again.append(self._running.pop(trial_id))
+            return
+        if cause is Cause.MEMORY:
+            message += "; lower batch_size, model.input_size or resources.trials_at_once, or set a larger accumulate"
+        self._end(trial, Outcome.FAILED, message)
+
+    def _may_try_again(self, trial: TrialSpec, cause: Cause) -> bool:
+        if cause is Cause.WORKER:
+            self._deaths[trial.trial_id] += 1
+            return self._deaths[trial.trial_id] <= RETRIES
+        if cause is Cause.TRIAL or not trial.train.retry_out_of_memory or self.needs_room(trial.trial_id):
+            return False
+        record = self._ledger.get(trial.trial_id)
+        assert record is not None
+        parts = min(trial.train.accumulate * PARTS, trial.train.batch_size)
+        self._ledger.put(replace(record, parts=parts))
+        return True
 
     def _end(self, trial: TrialSpec, outcome: Outcome, message: str = "") -> None:
         del self._running[trial.trial_id]
@@ -139,134 +236,93 @@ class Director:
         state.ended(record)
         for observer in self._observers:
             observer.trial_ended(record)
+        self._settle_waiting(state)
         self._decide_if_over(state)
 
-    def _decide_if_over(self, state: _ArmState) -> None:
+    def _decide_if_over(self, state: ArmState) -> None:
         if state.search_over and not state.announced:
             state.announced = True
+            self._note_pareto_front(state)
             for observer in self._observers:
                 observer.arm_decided(state.arm, state.best)
 
+    def _note_pareto_front(self, state: ArmState) -> None:
+        front = state.search.pareto_front
+        for record in self._ledger.records:
+            is_on = record.phase == "search" and record.number in front
+            if record.arm == state.arm.name and record.on_pareto_front != is_on:
+                self._ledger.put(replace(record, on_pareto_front=is_on))
+
     def _next_search(self) -> TrialSpec | None:
-        states = [s for s in self._arms if s.interrupted or s.search_started < s.search_planned]
-        if not states:
-            return None
-        state = min(states, key=lambda s: (not s.interrupted, s.search_started))
-        if state.interrupted:
-            number, parameters = state.interrupted.pop(0)
-        else:
+        for state in self._arms:
+            self._settle_waiting(state)
+        while True:
+            new = self.budget.new_trial_allowed
+            states = [s for s in self._arms if s.interrupted or (new and s.search_started < s.search_planned)]
+            if not states:
+                return None
+            state = min(states, key=lambda s: (not s.interrupted, s.search_started))
+            if state.interrupted:
+                return self._search_trial(state, *state.interrupted.pop(0))
             number, parameters = state.search.propose()
             state.search_started += 1
+            trial = self._search_trial(state, number, parameters)
+            same_as = state.trial_with(parameters)
+            if same_as is None:
+                state.hold(number, parameters)
+                return trial
+            self._ledger.put(replace(_new_record(trial, self._fingerprint), same_as=same_as))
+            state.waiting.append((number, parameters))
+            self._settle_waiting(state)
+
+    def _settle_waiting(self, state: ArmState) -> None:
+        """End the trials whose configuration another one has trained meanwhile, with its result."""
+        waiting, state.waiting = state.waiting, []
+        for number, parameters in waiting:
+            trial = self._search_trial(state, number, parameters)
+            record = self._ledger.get(trial.trial_id)
+            assert record is not None
+            assert record.same_as is not None
+            original = self._ledger.get(self._search_trial(state, record.same_as, parameters).trial_id)
+            outcome = original.outcome if original else Outcome.FAILED
+            if outcome is None:
+                state.waiting.append((number, parameters))
+                continue
+            if outcome is Outcome.FAILED:
+                # It may have been the worker's fault: this one is trained after all.
+                self._ledger.put(replace(record, same_as=None))
+                state.hold(number, parameters)
+                state.interrupted.append((number, parameters))
+                continue
+            for observer in self._observers:
+                observer.trial_started(trial, record)
+            record = self._ledger.end(trial.trial_id, outcome, f"same as trial {record.same_as}")
+            state.ended(record)
+            for observer in self._observers:
+                observer.trial_ended(record)
+            self._decide_if_over(state)
+
+    def _search_trial(self, state: ArmState, number: int, parameters: Mapping[str, object]) -> TrialSpec:
         return self._spec.trial(state.arm, parameters, phase="search", number=number, seed=self._spec.seed)
 
     def _next_confirm(self) -> TrialSpec | None:
         states = [s for s in self._arms if s.search_over and s.confirm_queue]
-        if not states:
-            return None
-        state = min(states, key=lambda s: s.confirm_queue[0])
-        number = state.hand_out_confirm()
-        seed = derive_seed(self._spec.seed, "confirm", number)
-        return self._spec.trial(
-            state.arm, state.best_parameters, phase="confirm", number=number, seed=seed, source=state.source
-        )
-
-
-class _ArmState:
-    """One arm's progress, rebuilt from the ledger."""
-
-    def __init__(self, arm: Arm, spec: StudySpec, ledger: Ledger) -> None:
-        self.arm = arm
-        self.announced = False
-        self._metric = spec.metric
-        self._tuned = tuple(spec.search.space)
-        self.search = ArmSearch(arm.name, spec.search, spec.metric, spec.seed)
-        self.search_planned = spec.search.trials_per_arm if spec.search.space else 0
-        self._searched: list[TrialRecord] = []
-        self.interrupted: list[tuple[int, dict[str, object]]] = []
-        records = [r for r in ledger.records if r.arm == arm.name]
-        for record in (r for r in records if r.phase == "search"):
-            self._replay(record)
-        self.search_started = self.search.proposed
-        self.search_planned = max(self.search_planned, self.search_started)
-        self._seeds = range(spec.confirm.seeds)
-        self._confirmed = {(r.source, r.number) for r in records if r.phase == "confirm" and r.outcome}
-        self._handed_out = set(self._confirmed)
-
-    @property
-    def search_ended(self) -> int:
-        return len(self._searched)
-
-    @property
-    def search_over(self) -> bool:
-        return self.search_ended >= self.search_planned
-
-    @property
-    def confirm_queue(self) -> list[int]:
-        """The seeds that the best configuration has not been handed out with; empty if none survived the search."""
-        if self._tuned and self.search_over and self.best is None:
-            return []
-        return [k for k in self._seeds if (self.source, k) not in self._handed_out]
-
-    @property
-    def confirms_left(self) -> int:
-        if self._tuned and self.search_over and self.best is None:
-            return 0
-        done = {k for source, k in self._confirmed if source == self.source} if self.search_over else set()
-        return len(set(self._seeds) - done)
-
-    def hand_out_confirm(self) -> int:
-        """The next seed to confirm the best configuration with."""
-        number = self.confirm_queue[0]
-        self._handed_out.add((self.source, number))
-        return number
-
-    @property
-    def exhausted(self) -> bool:
-        return self.search_over and not self.confirm_queue
-
-    @property
-    def best(self) -> TrialRecord | None:
-        """The best finished search trial; a pruned one only if none finished (its curve was cut short)."""
-        for outcome in (Outcome.COMPLETE, Outcome.PRUNED):
-            ended = [r for r in self._searched if r.outcome is outcome and r.last]
-            if ended:
-                return max(ended, key=lambda r: (self._metric.sign * self._value(r), -r.number))
+        for state in sorted(states, key=lambda s: s.confirm_queue[0]):
+            number = state.confirm_queue[0]
+            seed = derive_seed(self._spec.seed, "confirm", number)
+            trial = self._spec.trial(
+                state.arm, state.best_parameters, phase="confirm", number=number, seed=seed, source=state.source
+            )
+            if self.budget.new_trial_allowed or self._ledger.get(trial.trial_id):
+                state.hand_out_confirm()
+                return trial
         return None
 
-    @property
-    def source(self) -> int | None:
-        """The number of the search trial that the confirm phase trains again; None where nothing is tuned."""
-        return self.best.number if self.best else None
 
-    @property
-    def best_parameters(self) -> dict[str, object]:
-        return {name: self.best.parameters[name] for name in self._tuned} if self.best else {}
-
-    def ended(self, record: TrialRecord) -> None:
-        if record.phase == "confirm":
-            self._confirmed.add((record.source, record.number))
-            return
-        self._searched.append(record)
-        self.search.tell(record.number, record.outcome or Outcome.FAILED, self._value(record) if record.last else None)
-
-    def _replay(self, record: TrialRecord) -> None:
-        parameters = {name: record.parameters[name] for name in self._tuned}
-        number = self.search.reopen(parameters)
-        if number != record.number:
-            raise StudytoolError(
-                f"{record.arm}: the ledger has search trial {record.number} but not trial {number}; put its folder "
-                "back from a backup, or give the study another name"
-            )
-        for result in record.epochs:
-            self.search.report(number, result)
-        if record.outcome is None:
-            self.interrupted.append((number, parameters))
-        else:
-            self.ended(record)
-
-    def _value(self, record: TrialRecord) -> float:
-        assert record.last is not None
-        return record.last.best_value
+def _in_parts(trial: TrialSpec, parts: int | None) -> TrialSpec:
+    if parts is None:
+        return trial
+    return trial.model_copy(update={"train": trial.train.model_copy(update={"accumulate": parts})})
 
 
 def _new_record(trial: TrialSpec, data_fingerprint: str) -> TrialRecord:

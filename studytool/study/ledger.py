@@ -17,13 +17,16 @@ import json
 import os
 import uuid
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
 from studytool.errors import StudytoolError
-from studytool.files import write_json
+from studytool.files import disk_full_explained, write_json
 from studytool.results import EpochResult, Outcome, TrialRecord, to_dict, trial_from_dict
+from studytool.settings import HANDLING
 from studytool.spec import StudySpec
+from studytool.study.extending import first_forbidden_change
 
 FORMAT = 1
 
@@ -34,6 +37,8 @@ class Ledger:
     Raises:
         StudytoolError: another process runs the study, its results were made with other settings, or its files are
             damaged beyond the previous generation.
+
+    `notes` are lines that a person should read: what has changed since the study was begun, though it may go on.
     """
 
     def __init__(self, spec: StudySpec, data_fingerprint: str) -> None:
@@ -41,11 +46,13 @@ class Ledger:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = _take_lock(self.folder)
         self._records: dict[str, TrialRecord] = {}
+        self.notes: tuple[str, ...] = ()
         try:
             header = self._open_header(_what_results_depend_on(spec, data_fingerprint))
             self.uid: str = header["uid"]
+            _refuse_lost_records(self.folder)
             for path in _record_files(self.folder):
-                record = trial_from_dict(_read(path))
+                record = _read_record(path)
                 self._records[record.trial_id] = record
         except BaseException:
             self.close()
@@ -80,8 +87,11 @@ class Ledger:
         return self.put(replace(record, epochs=(*record.epochs, result)))
 
     def end(self, trial_id: str, outcome: Outcome, message: str = "") -> TrialRecord:
-        """Set how a trial ended."""
-        return self.put(replace(self._records[trial_id], outcome=outcome, message=message))
+        """Set how a trial ended; a complete one is held by the checksum of its weights."""
+        record = replace(self._records[trial_id], outcome=outcome, message=message)
+        if outcome is Outcome.COMPLETE:
+            record = replace(record, checkpoint_sha256=_checksum_of_weights(self.trial_folder(trial_id)))
+        return self.put(record)
 
     def _open_header(self, settings: dict[str, Any]) -> dict[str, Any]:
         path = self.folder / "study.json"
@@ -91,25 +101,105 @@ class Ledger:
                     f"{path}: missing, although {self.folder / 'trials'} holds results; put it back from a backup, "
                     "or give the study another name"
                 )
-            _write(path, {"format": FORMAT, "uid": uuid.uuid4().hex, "settings": settings})
+            header = {"format": FORMAT, "uid": uuid.uuid4().hex, "program": _program(), "settings": settings}
+            _write(path, header)
+            return header
         header = _read(path)
-        if header["format"] != FORMAT:
+        if header.get("format") != FORMAT:
             raise StudytoolError(
-                f"{path}: format {header['format']} is not known to this version, which writes {FORMAT}"
+                f"{path}: format {header.get('format')} is not known to this version, which writes {FORMAT}; "
+                "update studytool"
             )
-        changed = sorted(key for key, value in settings.items() if header["settings"].get(key) != value)
-        if changed:
-            key = changed[0]
-            raise StudytoolError(
-                f"{self.folder}: the results there were made with {key} = {_short(header['settings'].get(key))}, "
-                f"the study file now says {_short(settings[key])}; give the study another name (--set name=…)"
-            )
+        self._take_up(path, header, settings)
         return header
+
+    def _take_up(self, path: Path, header: dict[str, Any], settings: dict[str, Any]) -> None:
+        """Hold the settings of a study that is there already against those it is run with now."""
+        unknown = sorted({*header["settings"]} - {*settings})
+        if unknown:
+            raise StudytoolError(
+                f"{path}: the study was begun with a later studytool ({header.get('program', 'unknown')}), which knows "
+                f"{unknown[0]}; update studytool"
+            )
+        # What a version before this one did not know yet, it did as the default says.
+        before = {**_defaults(settings), **header["settings"]}
+        forbidden = first_forbidden_change(before, settings)
+        if forbidden is not None:
+            raise StudytoolError(
+                f"{self.folder}: the results there were made with {forbidden}; give the study another name "
+                "(--set name=…), or begin it anew with --new, which puts the old results aside"
+            )
+        notes = []
+        made_by = header.get("program", "0.1.0")
+        if made_by != _program():
+            notes.append(f"the study was begun with studytool {made_by}, this is {_program()}: compare with care")
+        if before != settings:
+            notes.append(
+                "the search space is wider than before: older trials count, further ones are drawn from the whole of it"
+                " (search.trials_per_arm says how many there are in all)"
+            )
+            _write(path, {**header, "settings": settings})
+        self.notes = tuple(notes)
+
+
+def set_aside(spec: StudySpec) -> Path | None:
+    """Move what is there of a study to a name of its own, so that it is begun anew; that name, or None if none was.
+
+    MLflow's files stay, since its store names them by their path; its runs belong to the old study by their `uid`.
+
+    Raises:
+        StudytoolError: another process runs the study.
+    """
+    folder = spec.folder.absolute()
+    if not folder.exists():
+        return None
+    with _take_lock(folder):
+        number = 1
+        while (aside := folder.with_name(f"{folder.name}.before-{number}")).exists():
+            number += 1
+        folder.rename(aside)
+        if (aside / "mlflow").exists():
+            folder.mkdir(mode=0o700)
+            (aside / "mlflow").rename(folder / "mlflow")
+    return aside
 
 
 def read_records(folder: Path) -> tuple[TrialRecord, ...]:
     """The records of a study that may be running: read only, no lock taken."""
-    return tuple(trial_from_dict(_read(path)) for path in _record_files(folder))
+    return tuple(_read_record(path) for path in _record_files(folder))
+
+
+def _refuse_lost_records(folder: Path) -> None:
+    """A trial that has left something else than a record was there; it must not be begun again in silence."""
+    for trial in sorted(folder.glob("trials/*")):
+        left = [path.name for path in trial.glob("[!.]*") if not path.name.endswith(".linking")]
+        if left and not any(name.startswith("record.json") for name in left):
+            raise StudytoolError(
+                f"{trial / 'record.json'}: missing, although {left[0]} is there; put it back from a backup, or delete "
+                "the trial's folder to run that trial again"
+            )
+
+
+def _read_record(path: Path) -> TrialRecord:
+    content = _read(path)
+    try:
+        return trial_from_dict(content)
+    except (TypeError, KeyError, ValueError) as error:
+        raise StudytoolError(
+            f"{path}: was written by another version of studytool ({type(error).__name__}: {error}); update studytool"
+        ) from error
+
+
+def _checksum_of_weights(folder: Path) -> str:
+    """What `best.json` says of the selected weights; empty if there are none."""
+    try:
+        return str(json.loads((folder / "best.json").read_text(encoding="utf-8"))["sha256"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
+
+
+def _program() -> str:
+    return metadata.version("studytool")
 
 
 def _record_files(folder: Path) -> list[Path]:
@@ -126,17 +216,30 @@ def _what_results_depend_on(spec: StudySpec, data_fingerprint: str) -> dict[str,
         for k, v in dump[section].items()
     }
     del flat["search.trials_per_arm"], flat["metric.target"]
+    for name in HANDLING:
+        flat.pop(f"train.{name}", None)
     return json.loads(json.dumps({"seed": spec.seed, "data": data_fingerprint, **flat}))  # type: ignore[no-any-return]
 
 
+def _defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """The defaults of what results depend on, but for what no study can do without."""
+    plain = StudySpec.model_validate({"name": "defaults", "data": {"path": "none"}})
+    return {key: value for key, value in _what_results_depend_on(plain, "").items() if key in settings}
+
+
 def _write(path: Path, content: dict[str, Any]) -> None:
+    with disk_full_explained(path):
+        _keep_previous(path)
+    write_json(path, {"sha256": _digest(content), "content": content})
+
+
+def _keep_previous(path: Path) -> None:
     if path.exists():
         spare = path.with_name(path.name + ".previous")
         temporary = path.with_name(path.name + ".linking")
         temporary.unlink(missing_ok=True)
         os.link(path, temporary)
         temporary.replace(spare)
-    write_json(path, {"sha256": _digest(content), "content": content})
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -148,7 +251,7 @@ def _read(path: Path) -> dict[str, Any]:
             if stored["sha256"] == _digest(content):
                 return content
             problems.append("its checksum does not match")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             problems.append(f"{type(error).__name__}: {error}".splitlines()[0])
     raise StudytoolError(
         f"{path}: damaged ({problems[0]}), and so is the generation before it ({problems[1]}); "
@@ -168,8 +271,3 @@ def _take_lock(folder: Path) -> IO[str]:
         handle.close()
         raise StudytoolError(f"{folder}: this study is already running in another process") from error
     return handle
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else text[:77] + "…"

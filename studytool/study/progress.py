@@ -13,6 +13,7 @@ from rich.text import Text
 
 from studytool.results import EpochResult, Outcome, TrialRecord
 from studytool.spec import Arm, StudySpec, TrialSpec
+from studytool.study.director import Observer
 
 
 @dataclass
@@ -23,7 +24,7 @@ class _ArmView:
     running: dict[str, str] = field(default_factory=dict)
 
 
-class Progress:
+class Progress(Observer):
     """An observer of the director that shows what runs, what is left and how long that may take.
 
     The estimate takes the seconds per epoch seen so far in each arm (in all arms, for one not yet seen) and the epochs
@@ -36,9 +37,9 @@ class Progress:
         self._slots = slots
         self._verbose = verbose
         self._begun = time.monotonic()
-        searched = spec.search.trials_per_arm if spec.search.space else 0
         self._arms = {
-            arm.name: _ArmView({"search": searched, "confirm": spec.confirm.seeds}) for arm in spec.list_arms()
+            arm.name: _ArmView({"search": spec.search.trials_planned, "confirm": spec.confirm.seeds})
+            for arm in spec.list_arms()
         }
         self._epoch_seconds: dict[str, list[float]] = {}
         self._search_epochs: list[int] = []
@@ -81,6 +82,12 @@ class Progress:
         if self._verbose:
             say(self._console, f"{record.trial_id}: {line}  train loss {result.train_loss:.3f}")
 
+    def attempt_failed(self, record: TrialRecord, message: str, details: str, *, again: bool) -> None:
+        """Say that the trial broke and is tried again; if it is not, its end says so."""
+        self._arms[record.arm].running.pop(record.trial_id, None)
+        if again:
+            say(self._console, f"{self._clock()}  {record.trial_id}: {message}; trying again, see {self._log(record)}")
+
     def trial_ended(self, record: TrialRecord) -> None:
         """Count the trial, and say how it ended."""
         self._arms[record.arm].running.pop(record.trial_id, None)
@@ -88,11 +95,18 @@ class Progress:
         outcome = record.outcome or Outcome.FAILED
         value = f"  {self._spec.metric.name} {record.last.best_value:.3f}" if record.last else ""
         reason = f"  {record.message}" if record.message else ""
+        if outcome is Outcome.FAILED:
+            reason += f"; see {self._log(record)}"
         say(
             self._console,
             f"{self._clock()}  {outcome:<8}  {record.trial_id}  epochs {len(record.epochs)}{value}{reason}"
             f"  ({self._left_words()})",
         )
+
+    def trial_set_aside(self, record: TrialRecord) -> None:
+        """Say that the trial was stopped by the study's budget."""
+        self._arms[record.arm].running.pop(record.trial_id, None)
+        say(self._console, f"{self._clock()}  set aside by the budget  {record.trial_id}  epochs {len(record.epochs)}")
 
     def arm_decided(self, arm: Arm, best: TrialRecord | None) -> None:
         """Say which configuration an arm is confirmed with."""
@@ -137,6 +151,9 @@ class Progress:
             counts = [f"{view.ended[phase]}/{view.planned[phase]}" for phase in ("search", "confirm")]
             table.add_row(name, *counts, best, "   ".join(view.running.values()))
         return Group(table, Text(f"{self._clock()}, {self._left_words()}", style="dim"))
+
+    def _log(self, record: TrialRecord) -> str:
+        return str(self._spec.folder / "trials" / record.trial_id / "trial.log")
 
     def _clock(self) -> str:
         return duration(time.monotonic() - self._begun)

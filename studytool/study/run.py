@@ -10,56 +10,119 @@ from pathlib import Path
 
 from rich.console import Console
 
+from studytool.data.damage import damaged_shards, leave_out
 from studytool.data.leakage import check_leakage
 from studytool.data.remote_copy import local_copy
-from studytool.data.shards import Manifest, open_dataset, read_manifest
+from studytool.data.shards import Dataset, Manifest, open_dataset, read_manifest
 from studytool.errors import DataError, WeightsError
 from studytool.files import write_text
 from studytool.models.weights import fetch_checkpoint, missing_weights
 from studytool.remote import is_remote
 from studytool.report.compare import ArmSummary, summarize_arms
 from studytool.report.table import plain_text, table_notes, table_text
-from studytool.results import EpochResult, Outcome, TrialRecord
 from studytool.settings import DataSettings, SimulateSettings
-from studytool.spec import Arm, StudySpec, TrialSpec
+from studytool.spec import StudySpec
+from studytool.study.budget import Budget
 from studytool.study.counting import progress_of
 from studytool.study.director import Director, Observer
 from studytool.study.environment import describe_environment
-from studytool.study.ledger import Ledger
-from studytool.study.progress import Progress, duration, say
+from studytool.study.folder import keep_study
+from studytool.study.ledger import Ledger, set_aside
+from studytool.study.observers import Housekeeping, TellTracker, TrialLogs
+from studytool.study.plan import plan_study
+from studytool.study.plantext import total_lines
+from studytool.study.progress import Progress, say
+from studytool.study.reporting import try_report
+from studytool.study.signals import SIGNAL_EXIT_CODES, Signals
 from studytool.study.tracking import Tracker
+
+BUDGET = "budget"
+_MEASURE_SECONDS = 20.0
+"""How long `run` measures at most for its estimate; `studytool plan` takes its time."""
 
 
 @dataclass(frozen=True)
 class StudyEnd:
-    """How a run of a study ended: its arms as they stand and, if a signal cut it short, that signal's name."""
+    """How a run of a study ended: its arms as they stand and, if it was cut short, by which signal or the `BUDGET`."""
 
     summaries: tuple[ArmSummary, ...]
     ended_by: str | None
 
 
-def run_study(spec: StudySpec, yaml_text: str, console: Console, *, verbose: bool = False) -> StudyEnd:
+def run_study(
+    spec: StudySpec,
+    yaml_text: str,
+    console: Console,
+    *,
+    verbose: bool = False,
+    new: bool = False,
+    estimate: bool = False,
+) -> StudyEnd:
     """Do what is missing of a study: data, search, confirmation, table.
 
     Whatever can be found out beforehand is found out before the first trial: data, weights, settings that differ from
-    those of existing results.
+    those of existing results. With `new` those are put aside, and the study is begun anew. With `estimate` it says
+    first what the study will take.
 
     Raises:
         StudytoolError: one line that says what has to be mended.
+        EndedBySignal: a signal came before or after the trials.
     """
     _check_weights(spec)
     ensure_dataset(spec.data, console)
     folder = local_copy(spec.data.path, look_again=True)
+    spec, folder, damage = _without_damage(spec, folder, console)
     dataset = open_dataset(folder, spec.data.split)
-    notes = check_leakage(dataset).notes
+    notes = (*damage, *check_leakage(dataset).notes)
+    aside = set_aside(spec) if new else None
+    if aside:
+        say(console, f"begun anew; the results until now are in {aside}")
     with (
+        Signals() as signals,
         closing(Ledger(spec, dataset.fingerprint)) as ledger,
         Tracker(spec.tracking.uri, spec, uid=ledger.uid) as tracker,
     ):
-        tracker.open_study(yaml_text, describe_environment(sys.argv), folder / "manifest.json")
+        for note in ledger.notes:
+            say(console, note)
+        environment = describe_environment(sys.argv)
+        keep_study(spec, environment)
+        tracker.open_study(yaml_text, environment, folder / "manifest.json")
         tracker.catch_up(ledger.records)
-        ended_by = _run_trials(spec, ledger, tracker, dataset.fingerprint, console, verbose=verbose)
-        return _close(spec, ledger, tracker, ended_by, console, notes)
+        if estimate:
+            _say_estimate(spec, console)
+        ended_by = _run_trials(spec, ledger, tracker, dataset.fingerprint, console, signals, verbose=verbose)
+        return _close(spec, ledger, tracker, ended_by, console, dataset, notes)
+
+
+def _without_damage(spec: StudySpec, folder: Path, console: Console) -> tuple[StudySpec, Path, tuple[str, ...]]:
+    """Hold every shard against its checksum before anything relies on it; what to go on with, and what to say of it.
+
+    Raises:
+        DataError: a shard is damaged, and `data.on_damage` is "stop".
+    """
+    manifest = read_manifest(folder)
+    with progress_of(console, f"checking {folder}") as on_progress:
+        damaged = damaged_shards(folder, manifest, on_progress)
+    if not damaged:
+        return spec, folder, ()
+    count = f"{len(damaged)} of {len(manifest.shards)} shards"
+    if spec.data.on_damage == "stop":
+        raise DataError(
+            f"{folder / damaged[0]}: missing or damaged, as are {count} in all; fetch or make the dataset again, or "
+            "set data.on_damage: skip to go on without them"
+        )
+    rest = spec.folder.absolute() / "data-without-damage"
+    leave_out(folder, manifest, damaged, rest)
+    note = f"left out as damaged: {count} of {folder}, the first of them {damaged[0]}"
+    say(console, note)
+    return spec.model_copy(update={"data": spec.data.model_copy(update={"path": str(rest)})}), rest, (note,)
+
+
+def _say_estimate(spec: StudySpec, console: Console) -> None:
+    planned = plan_study(spec, seconds_in_all=_MEASURE_SECONDS, on_measuring=lambda line: say(console, line))
+    if any(arm.search or arm.confirm for arm in planned.arms):
+        for line in total_lines(planned):
+            say(console, line)
 
 
 def ensure_dataset(settings: DataSettings, console: Console) -> Manifest:
@@ -113,29 +176,49 @@ def _check_weights(spec: StudySpec) -> None:
 
 
 def _run_trials(
-    spec: StudySpec, ledger: Ledger, tracker: Tracker, fingerprint: str, console: Console, *, verbose: bool
+    spec: StudySpec,
+    ledger: Ledger,
+    tracker: Tracker,
+    fingerprint: str,
+    console: Console,
+    signals: Signals,
+    *,
+    verbose: bool,
 ) -> str | None:
+    """Run what is missing; the name of the signal that ended it early, or None."""
     from studytool.study.tuning import plan_slots, ray_session, run_trials
 
-    observers: list[Observer] = [_TellTracker(tracker), _Housekeeping(spec, ledger), _TrialLogs(ledger)]
+    # The log first: of a trial that failed it is uploaded.
+    observers: list[Observer] = [TrialLogs(ledger), TellTracker(tracker, ledger), Housekeeping(ledger)]
     director = Director(spec, ledger, fingerprint, observers)
     if director.finished:
         director.announce_decided()
-        return None
+        return BUDGET if director.stopped_by_budget else None
     left = director.trials_left
     say(
         console,
         f"study {spec.name}: {len(spec.list_arms())} arms, {left['search']} search and {left['confirm']} confirm "
         f"trials to run; results in {spec.folder}",
     )
-    with ray_session():
-        slots = plan_slots(spec.resources)
-        with Progress(spec, console, slots.count, verbose=verbose) as progress:
-            observers.append(progress)
-            progress.take_up(ledger.records)
-            director.announce_decided()
-            ended_by = run_trials(director, ledger.trial_folder, slots)
-    return ended_by or (None if director.finished else "SIGINT")
+    try:
+        with ray_session() as scratch:
+            signals.watch()  # Ray has put its own handlers in place
+            slots = plan_slots(spec.resources)
+            with Progress(spec, console, slots.count, verbose=verbose) as progress:
+                observers.append(progress)
+                progress.take_up(ledger.records)
+                director.announce_decided()
+                ended_by = run_trials(director, ledger.trial_folder, slots, scratch=scratch, signals=signals)
+    except BaseException:
+        if signals.caught is None:
+            raise
+        ended_by = signals.caught
+    ended_by = ended_by or (None if director.finished else "SIGINT")
+    if ended_by is None and director.stopped_by_budget:
+        ended_by = BUDGET
+    if ended_by:
+        tracker.interrupt()  # before anything that takes time
+    return ended_by
 
 
 def _close(
@@ -144,19 +227,13 @@ def _close(
     tracker: Tracker,
     ended_by: str | None,
     console: Console,
+    dataset: Dataset,
     data_notes: Sequence[str],
 ) -> StudyEnd:
     """Write the comparison down, here and in MLflow, with what has to be known of the data; say where to look next."""
     summaries = summarize_arms(spec, ledger.records)
     text = plain_text(summaries, spec) + "".join(f"{note}\n" for note in data_notes)
     write_text(spec.folder / "table.txt", text)
-    if any(s.confirmed for s in summaries):
-        from studytool.report.plots import accuracy_against_cost, learning_curves
-
-        learning_curves(spec, ledger.records, spec.folder / "curves")
-        accuracy_against_cost(spec, summaries, spec.folder / "accuracy_against_cost")
-    if ended_by:
-        tracker.interrupt()
     for summary in summaries:
         tracker.close_arm(summary)
     winner = next((s for s in summaries if s.is_winner), None)
@@ -170,91 +247,18 @@ def _close(
             say(console, note)
     else:
         say(console, text)
+    # After a signal there is no time for it; `studytool report` writes it.
+    in_haste = ended_by in SIGNAL_EXIT_CODES
+    written = () if in_haste else try_report(spec, ledger.records, dataset, console, embed=ended_by is None)
+    if written:
+        tracker.log_report(written)
+        say(console, f"report:            {written[0]}")
     say(console, f"table and figures: {spec.folder}")
     say(console, f"compare the runs:  {tracker.how_to_look}")
     if winner and winner.best_trial:
         say(console, f"best checkpoint:   {spec.folder / 'trials' / winner.best_trial / 'best.safetensors'}")
-    if ended_by:
+    if ended_by == BUDGET:
+        say(console, Budget(spec, ledger).words())
+    elif ended_by:
         say(console, f"ended by {ended_by}; the same command goes on where the study stopped")
     return StudyEnd(summaries, ended_by)
-
-
-class _TellTracker:
-    """Passes what happens on to MLflow."""
-
-    def __init__(self, tracker: Tracker) -> None:
-        self._tracker = tracker
-        self._runs: dict[str, str] = {}
-
-    def trial_started(self, trial: TrialSpec, record: TrialRecord) -> None:
-        self._runs[record.trial_id] = self._tracker.open_trial(trial, record.config_hash)
-
-    def epoch_ended(self, record: TrialRecord, result: EpochResult) -> None:
-        self._tracker.log_epoch(self._runs[record.trial_id], result)
-
-    def trial_ended(self, record: TrialRecord) -> None:
-        self._tracker.close_trial(self._runs.pop(record.trial_id), record)
-
-    def arm_decided(self, arm: Arm, best: TrialRecord | None) -> None:
-        pass
-
-
-class _Housekeeping:
-    """Keeps the disk from filling: what no later step needs is removed as soon as that is certain."""
-
-    def __init__(self, spec: StudySpec, ledger: Ledger) -> None:
-        self._ledger = ledger
-
-    def trial_started(self, trial: TrialSpec, record: TrialRecord) -> None:
-        pass
-
-    def epoch_ended(self, record: TrialRecord, result: EpochResult) -> None:
-        pass
-
-    def trial_ended(self, record: TrialRecord) -> None:
-        patterns = ["last.pt*"] if record.outcome is Outcome.COMPLETE else ["last.pt*", "best.*"]
-        self._remove(record, *patterns)
-
-    def arm_decided(self, arm: Arm, best: TrialRecord | None) -> None:
-        for record in self._ledger.records:
-            if record.arm == arm.name and record.phase == "search" and record != best:
-                self._remove(record, "last.pt*", "best.*")
-
-    def _remove(self, record: TrialRecord, *patterns: str) -> None:
-        folder = self._ledger.trial_folder(record.trial_id)
-        for pattern in patterns:
-            for path in folder.glob(pattern):
-                path.unlink(missing_ok=True)
-
-
-class _TrialLogs:
-    """One line per epoch in `trial.log` in the trial's folder."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-
-    def trial_started(self, trial: TrialSpec, record: TrialRecord) -> None:
-        self._add(record, f"attempt {record.attempts}: {trial.model_dump_json()}")
-
-    def epoch_ended(self, record: TrialRecord, result: EpochResult) -> None:
-        epoch = result
-        self._add(
-            record,
-            f"epoch {epoch.epoch}  train loss {epoch.train_loss:.4f}  val loss {epoch.val.loss:.4f}  "
-            f"val balanced accuracy {epoch.val.balanced_accuracy:.4f}  learning rate {epoch.learning_rate:.3g}  "
-            f"after {duration(epoch.cost.seconds)}",
-        )
-
-    def trial_ended(self, record: TrialRecord) -> None:
-        self._add(record, f"{record.outcome} {record.message}".rstrip())
-
-    def arm_decided(self, arm: Arm, best: TrialRecord | None) -> None:
-        pass
-
-    def _add(self, record: TrialRecord, line: str) -> None:
-        path = self._ledger.trial_folder(record.trial_id) / "trial.log"
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-
-
-SIGNAL_EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 75}

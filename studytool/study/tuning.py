@@ -7,18 +7,15 @@ trials resume from their own checkpoints, studies from the ledger.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
-import shutil
-import signal
-import tempfile
-import threading
-from collections.abc import Callable, Generator, Iterator, Mapping
+import traceback
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 # Read by Ray when it is imported: no telemetry, no folder change under a trial, no loggers of its own, no shipping of
 # the working folder, one line per problem.
@@ -33,38 +30,36 @@ import ray
 from ray import tune
 from ray.tune.search import Searcher
 
-from studytool.errors import StudytoolError
+from studytool.errors import DiskFullError, StudytoolError
+from studytool.files import disk_full_explained
 from studytool.results import DeviceInfo, EpochResult, epoch_from_dict, to_dict
 from studytool.settings import ResourceSettings
 from studytool.spec import TrialSpec
-from studytool.study.director import Director
+from studytool.study.director import Cause, Director
+from studytool.study.guardian import guarded_folder, mark
+from studytool.study.signals import Signals
+from studytool.study.slots import Slots, share_out
+from studytool.training.memory import is_out_of_memory, processes_killed_for_memory
 
-RETRIES = 2
-"""How often a trial is begun again from its last checkpoint after its worker died or raised."""
-
-
-@dataclass(frozen=True)
-class Slots:
-    """How many trials run side by side, and what each holds (CPU cores; GPUs or a share of one)."""
-
-    count: int
-    cpu: int
-    gpu: float
+Answer = TypeVar("Answer")
 
 
 @contextmanager
-def ray_session() -> Iterator[None]:
-    """A Ray of our own on this machine, ended and cleaned up afterwards; no cluster is joined."""
-    # Ray puts sockets below this folder and allows their paths 107 characters, so it has to be short; it is private.
-    folder = Path(tempfile.mkdtemp(prefix="studytool-"))
-    try:
-        ray.init(
-            address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR", _temp_dir=str(folder)
-        )
-        yield
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+def ray_session() -> Iterator[Path]:
+    """A Ray of our own on this machine, and its folder; no cluster is joined, and nothing of it stays behind."""
+    with guarded_folder() as folder:
+        try:
+            with mark(folder):
+                ray.init(
+                    address="local",
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                    _temp_dir=str(folder),
+                )
+            yield folder
+        finally:
+            ray.shutdown()
 
 
 def plan_slots(resources: ResourceSettings) -> Slots:
@@ -74,54 +69,63 @@ def plan_slots(resources: ResourceSettings) -> Slots:
         StudytoolError: a trial asks for more than there is.
     """
     available = ray.cluster_resources()
-    cores, gpus = int(available["CPU"]), available.get("GPU", 0.0)
-    gpu = (1.0 if gpus else 0.0) if resources.gpu == "auto" else float(resources.gpu)
-    if gpu > gpus:
-        raise StudytoolError(
-            f"resources.gpu: a trial asks for {gpu:g} GPUs, this machine has {gpus:g}; set it to 0 or auto"
-        )
-    by_gpu = int(gpus / gpu + 1e-9) if gpu else cores
-    cpu = max(1, cores // by_gpu) if resources.cpu == "auto" else resources.cpu
-    if cpu > cores:
-        raise StudytoolError(f"resources.cpu: a trial asks for {cpu} cores, this machine has {cores}")
-    most = max(1, min(by_gpu, cores // cpu))
-    count = most if resources.trials_at_once == "auto" else min(most, resources.trials_at_once)
-    return Slots(count=count, cpu=cpu, gpu=gpu)
+    return share_out(resources, int(available["CPU"]), available.get("GPU", 0.0))
 
 
-def run_trials(director: Director, folder_of: Callable[[str], Path], slots: Slots) -> str | None:
+def run_trials(
+    director: Director, folder_of: Callable[[str], Path], slots: Slots, *, scratch: Path, signals: Signals
+) -> str | None:
     """Run the director's trials until none is left; the name of the signal that ended it early, or None.
 
     Args:
         director: decides; see `studytool.study.director`.
         folder_of: a function from trial id to the folder the trial works in.
         slots: how many trials at once, and what each holds.
+        scratch: a folder for what Ray Tune writes, which nobody reads.
+        signals: those that end the run.
+
+    Raises:
+        StudytoolError: the study cannot go on, for example since the disk is full; no trial is lost by it.
     """
     if director.finished:
         return None
     # The director's observers say what happens, once; Ray's own messages would say it again, with tracebacks.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    bridge = _Bridge(director, folder_of, slots)
-    scratch = Path(tempfile.mkdtemp(prefix="studytool-tune-"))
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    # Else Ray begins one trial after the other, and a free slot waits for the first epoch of the one before.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.count)
+    bridge = _Bridge(director, folder_of, slots, signals)
     try:
         tune.Tuner(
-            tune.with_resources(_Worker, {"cpu": slots.cpu, "gpu": slots.gpu}),
+            tune.with_resources(_Worker, _share),
             tune_config=tune.TuneConfig(search_alg=_AskDirector(bridge), num_samples=-1, reuse_actors=True),
             run_config=tune.RunConfig(
                 name="study",
                 storage_path=str(scratch),
                 stop=_TellDirector(bridge),
                 callbacks=[_Failures(bridge)],
-                failure_config=tune.FailureConfig(max_failures=RETRIES),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 verbose=0,
             ),
         ).fit()
-        return bridge.signals.caught
-    finally:
-        bridge.signals.restore(handlers)
-        shutil.rmtree(scratch, ignore_errors=True)
+    except _Stop as stop:
+        raise stop.error from None
+    except BaseException:
+        if signals.caught is None:
+            raise
+        # The signal's own exception, or what Ray's compiled parts make of it.
+        return signals.caught
+    return None
+
+
+class _Stop(BaseException):
+    """Ends the run at once, past Ray Tune, which would take `error` for one of its own."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+def _share(config: dict[str, Any]) -> dict[str, float]:
+    return {"cpu": config["holds_cpu"], "gpu": config["holds_gpu"]}
 
 
 class _Worker(tune.Trainable):
@@ -134,6 +138,8 @@ class _Worker(tune.Trainable):
 
         torch.set_num_threads(config["cpu"])
         self.reset_config(config)
+        # Every trial ends with a collection, which need not walk through all that is imported each time.
+        gc.freeze()
 
     def reset_config(self, config: dict[str, Any]) -> bool:
         from studytool.training.device import choose_device, describe_device
@@ -151,9 +157,9 @@ class _Worker(tune.Trainable):
         assert self._epochs is not None
         try:
             result = next(self._epochs)
-        except StudytoolError as error:
-            # The trial's own fault: trying again would end the same way.
-            return {"failure": str(error), "done": True}
+        except Exception as error:
+            self.cleanup()
+            return {**_failure(error), "done": True}
         return {"epoch_result": json.dumps(to_dict(result)), "device": self._device, "done": result.is_last}
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
@@ -168,15 +174,32 @@ class _Worker(tune.Trainable):
             self._epochs.close()
 
 
+def _failure(error: Exception) -> dict[str, str]:
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, DiskFullError):
+        cause = None
+    elif is_out_of_memory(error):
+        cause = Cause.MEMORY
+    elif isinstance(error, StudytoolError):
+        cause = Cause.TRIAL  # its own fault: trying again would end the same way
+    else:
+        cause, line = Cause.WORKER, f"{type(error).__name__}: {line}"
+    return {"failure": line, "cause": cause.value if cause else DISK_FULL, "details": traceback.format_exc()}
+
+
+DISK_FULL = "disk"
+
+
 class _Bridge:
     """What the three hooks of Ray Tune share: the director, and which Ray trial is which of ours."""
 
-    def __init__(self, director: Director, folder_of: Callable[[str], Path], slots: Slots) -> None:
+    def __init__(self, director: Director, folder_of: Callable[[str], Path], slots: Slots, signals: Signals) -> None:
         self.director = director
         self.folder_of = folder_of
         self.slots = slots
+        self.signals = signals
         self.ids: dict[str, str] = {}
-        self.signals = _Signals()
+        self._killed_for_memory = processes_killed_for_memory()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Bridge:
         return self
@@ -186,30 +209,61 @@ class _Bridge:
         return (object, ())
 
     def ask(self, ray_id: str) -> dict[str, Any] | str | None:
+        """What Ray should start next; it has room for a trial more."""
         self.signals.watch()
-        if self.director.finished:
+        director, slots = self.director, self.slots
+        if director.finished:
             return str(Searcher.FINISHED)
-        if len(self.director.running) >= self.slots.count:
+        # A trial that ran out of memory is waited for, so that it gets the machine to itself.
+        if len(director.running) >= slots.count or any(map(director.needs_room, director.running)):
             return None
-        trial = self.director.next_trial()
+        trial = self._guarded(director.next_trial)
         if trial is None:
             return None
         self.ids[ray_id] = trial.trial_id
+        alone = director.needs_room(trial.trial_id)
         return {
             "trial": trial.model_dump_json(),
             "folder": str(self.folder_of(trial.trial_id)),
-            "cpu": self.slots.cpu,
+            "cpu": slots.cpu,
+            "holds_cpu": slots.cpu * slots.count if alone else slots.cpu,
+            "holds_gpu": max(1.0, slots.gpu) if alone and slots.gpu else slots.gpu,
             # A whole GPU of its own is shared with nobody; cores of one machine share its memory and clock.
-            "side_by_side": 1 if self.slots.gpu >= 1 else self.slots.count,
+            "side_by_side": 1 if alone else slots.side_by_side,
         }
 
     def tell(self, ray_id: str, result: dict[str, Any]) -> bool:
+        """An epoch or the end of a trial; whether Ray has to stop it."""
         trial_id = self.ids[ray_id]
-        if "failure" in result:
-            self.director.failed(trial_id, result["failure"])
-            return True
-        epoch: EpochResult = epoch_from_dict(json.loads(result["epoch_result"]))
-        return self.director.epoch(trial_id, epoch, DeviceInfo(**result["device"]))
+        if "failure" not in result:
+            epoch: EpochResult = epoch_from_dict(json.loads(result["epoch_result"]))
+            device = DeviceInfo(**result["device"])
+            return self._guarded(lambda: self.director.epoch(trial_id, epoch, device))
+        if result["cause"] == DISK_FULL:
+            raise _Stop(StudytoolError(result["failure"]))
+        self._failed(trial_id, result["failure"], Cause(result["cause"]), result["details"])
+        return True
+
+    def broke(self, ray_id: str, error: Exception | None) -> None:
+        """A worker process died, or did not come up."""
+        details = str(error or "the worker ended without a word").strip()
+        lines = details.splitlines()
+        line = "its process died" if isinstance(error, ray.exceptions.RayActorError) else lines[-1].strip()
+        cause, killed = Cause.WORKER, processes_killed_for_memory()
+        if killed > self._killed_for_memory:
+            self._killed_for_memory = killed
+            cause, line = Cause.MEMORY, "its process was killed by the system"
+        self._failed(self.ids[ray_id], line, cause, details)
+
+    def _failed(self, trial_id: str, message: str, cause: Cause, details: str) -> None:
+        self._guarded(lambda: self.director.failed(trial_id, message, cause=cause, details=details))
+
+    def _guarded(self, call: Callable[[], Answer]) -> Answer:
+        try:
+            with disk_full_explained(self.folder_of("")):
+                return call()
+        except Exception as error:
+            raise _Stop(error) from error
 
 
 class _AskDirector(Searcher):
@@ -248,38 +302,4 @@ class _Failures(tune.Callback):
         self._bridge = bridge
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_info: Any) -> None:
-        lines = str(trial.get_error() or "the worker ended without a word").strip().splitlines()
-        self._bridge.director.failed(self._bridge.ids[trial.trial_id], lines[-1].strip())
-
-    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_info: Any) -> None:
-        self._bridge.director.retried(self._bridge.ids[trial.trial_id])
-
-
-class _Signals:
-    """Which signal ended the run: after SIGINT Ray Tune returns from `fit`; SIGTERM and SIGUSR1 do the same here.
-
-    Tune puts its own handlers in place when `fit` begins, so ours are put before them from inside the run.
-    """
-
-    def __init__(self) -> None:
-        self.caught: str | None = None
-        self._previous: dict[int, Any] = {}
-
-    def watch(self) -> None:
-        if self._previous or threading.current_thread() is not threading.main_thread():
-            return
-        end_the_run = signal.getsignal(signal.SIGINT)
-
-        def note(number: int, frame: Any) -> None:
-            self.caught = signal.Signals(number).name
-            # The next signal stops at once.
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            if callable(end_the_run):
-                end_the_run(number, frame)
-
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            self._previous[number] = signal.signal(number, note)
-
-    def restore(self, handlers: Mapping[signal.Signals, Any]) -> None:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        self._bridge.broke(trial.trial_id, trial.get_error())

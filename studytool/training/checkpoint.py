@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from studytool.errors import WeightsError
 from studytool.files import whole_file
 from studytool.results import EpochResult, epoch_from_dict, to_dict
+from studytool.settings import HANDLING
 from studytool.spec import TrialSpec
 
 LAST = "last.pt"
@@ -138,18 +140,23 @@ def _check_same_trial(path: Path, content: dict[str, Any], trial: TrialSpec, dat
             f"{path}: made with another dataset or split (fingerprint {content['data_fingerprint'][:12]}, "
             f"{trial.data_path} now has {data_fingerprint[:12]}); {ask}"
         )
-    before, now = (_flat(json.loads(text)) for text in (content["trial"], trial.model_dump_json()))
+    try:
+        # A setting that a version before this one did not know yet has its default.
+        stored = TrialSpec.model_validate_json(content["trial"])
+    except ValidationError as error:
+        raise WeightsError(f"{path}: made with a configuration of another version of studytool; {ask}") from error
+    before, now = (_flat(json.loads(spec.model_dump_json())) for spec in (stored, trial))
     for name in sorted({*before, *now} - _MAY_CHANGE):
-        if name not in before or name not in now or before[name] != now[name]:
+        if before.get(name) != now.get(name):
             raise WeightsError(
                 f"{path}: made with {name} = {before.get(name, 'unset')!r}, now {now.get(name, 'unset')!r}; {ask}"
             )
-    if content["config_hash"] != trial.config_hash(data_fingerprint):
-        raise WeightsError(f"{path}: made with a configuration of another version of studytool; {ask}")
 
 
-_MAY_CHANGE = {"study", "arm", "number", "source", "data_path", "data_split"}
+_MAY_CHANGE = {"study", "arm", "number", "source", "data_path", "data_split", "on_damage", "cache"}
 """What says which trial it is but not what it computes; with the phase, what `TrialSpec.config_hash` leaves out."""
+_MAY_CHANGE |= {f"train.{name}" for name in HANDLING} | {"train.accumulate"}
+"""And what may be another one when a trial is tried again that ran out of memory: in how many parts it computes."""
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

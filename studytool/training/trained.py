@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from studytool.data.preparation import Preparation
 from studytool.errors import WeightsError
 from studytool.files import sha256_of, whole_file, write_json
 from studytool.models.adapt import StagedModel
@@ -22,6 +23,7 @@ from studytool.spec import TrialSpec
 WEIGHTS = "best.safetensors"
 RECORD = "best.json"
 FORMAT = 1
+_PREPARATION: TypeAdapter[Preparation | None] = TypeAdapter(Preparation | None)
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class BestRecord:
     """What `best.json` says about `best.safetensors`: which trial and epoch, and what the network takes and gives.
 
     `result` is the selected epoch; its `test` is filled in when a trial of the confirm phase has ended.
-    `precision` is the number format that "auto" meant where the trial ran.
+    `precision` is the number format that "auto" meant where the trial ran. `preparation` says what was done to the
+    volumes before they became the dataset; None in files of older versions.
     """
 
     trial: TrialSpec
@@ -40,6 +43,7 @@ class BestRecord:
     precision: str
     result: EpochResult
     sha256: str = ""
+    preparation: Preparation | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,7 @@ def save_record(folder: Path, record: BestRecord) -> None:
         "classes": list(record.classes),
         "volume_shape_dhw": list(record.volume_shape_dhw),
         "voxel_size_angstrom": record.voxel_size_angstrom,
+        "preparation": None if record.preparation is None else asdict(record.preparation),
         "precision": record.precision,
         "data_fingerprint": record.data_fingerprint,
         "config_hash": record.trial.config_hash(record.data_fingerprint),
@@ -124,6 +129,7 @@ def read_best(folder: Path) -> BestRecord:
             precision=str(content["precision"]),
             result=epoch_from_dict(content["result"]),
             sha256=str(content["sha256"]),
+            preparation=_PREPARATION.validate_python(content.get("preparation")),
         )
     except ValidationError as error:
         raise WeightsError(

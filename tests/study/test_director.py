@@ -7,7 +7,7 @@ from synthetic_study import STUDY, Driver, synthetic_epochs
 
 from studytool.errors import StudytoolError
 from studytool.results import Outcome
-from studytool.study.director import Director
+from studytool.study.director import RETRIES, Cause, Director, Observer
 from studytool.study.ledger import Ledger
 
 
@@ -66,6 +66,32 @@ def test_a_study_killed_anywhere_ends_as_if_it_had_not_been(tmp_path, kill_after
     killed.run(kill_after=kill_after)
     assert killed.outcome_of(killed.run()) == expected
     assert killed.epochs_run == whole.epochs_run  # nothing twice, nothing left out, the same order
+
+
+@pytest.mark.parametrize("end", [0, 1, 2, 5, 11])
+def test_a_study_killed_between_an_epoch_and_what_follows_from_it_ends_as_if_it_had_not_been(
+    tmp_path, monkeypatch, end
+):
+    """The last epoch of a trial is in the ledger, that it is finished or pruned is not yet."""
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    whole, killed = Driver(tmp_path / "whole"), Driver(tmp_path / "killed")
+    expected = whole.outcome_of(whole.run())
+    ends = []
+
+    def killed_at_the_end(ledger, trial_id, *words):
+        ends.append(trial_id)
+        if len(ends) == end + 1:
+            raise KeyboardInterrupt
+        return ledger_end(ledger, trial_id, *words)
+
+    ledger_end = Ledger.end
+    monkeypatch.setattr(Ledger, "end", killed_at_the_end)
+    with pytest.raises(KeyboardInterrupt):
+        killed.run()
+    monkeypatch.undo()
+    assert killed.outcome_of(killed.run()) == expected
+    assert killed.epochs_run == whole.epochs_run
 
 
 def test_a_finished_study_runs_nothing_again(driver):
@@ -135,7 +161,9 @@ def test_an_epoch_that_comes_again_after_a_retry_is_not_counted_twice(driver):
     trial = director.next_trial()
     first = next(synthetic_epochs(trial))
     assert not director.epoch(trial.trial_id, first)
-    director.retried(trial.trial_id)
+    director.failed(trial.trial_id, "its process died", cause=Cause.WORKER)
+    again = director.next_trial()
+    assert again == trial
     assert not director.epoch(trial.trial_id, first)
     assert len(ledger.get(trial.trial_id).epochs) == 1
     assert ledger.get(trial.trial_id).attempts == 2
@@ -150,3 +178,57 @@ def test_a_lost_trial_is_noticed(driver):
     folder.rmdir()
     with pytest.raises(StudytoolError, match="search trial 3 but not trial 2"):
         driver.run()
+
+
+class _Heard(Observer):
+    def __init__(self) -> None:
+        self.broken: list[tuple[str, str, bool]] = []
+
+    def attempt_failed(self, record, message, details, *, again):
+        self.broken.append((message, details, again))
+
+
+def test_a_trial_whose_workers_keep_dying_is_failed_after_two_retries(driver):
+    ledger, heard = Ledger(driver.spec, "data"), _Heard()
+    director = Director(driver.spec, ledger, "data", [heard])
+    trial = director.next_trial()
+    for _attempt in range(RETRIES):
+        director.failed(trial.trial_id, "its process died", cause=Cause.WORKER, details="the end")
+        assert director.next_trial() == trial
+    director.failed(trial.trial_id, "its process died", cause=Cause.WORKER)
+    assert ledger.get(trial.trial_id).outcome is Outcome.FAILED
+    assert ledger.get(trial.trial_id).attempts == 1 + RETRIES
+    assert [again for _, _, again in heard.broken] == [True, True, False]
+    assert heard.broken[0] == ("its process died", "the end", True)
+    ledger.close()
+
+
+def test_a_trial_out_of_memory_is_tried_once_more_in_more_parts_also_after_a_resume(driver):
+    ledger = Ledger(driver.spec, "data")
+    director = Director(driver.spec, ledger, "data")
+    trial = director.next_trial()
+    assert not director.needs_room(trial.trial_id)
+    director.failed(trial.trial_id, "tried to allocate 8 GiB", cause=Cause.MEMORY)
+    ledger.close()
+    ledger = Ledger(driver.spec, "data")
+    director = Director(driver.spec, ledger, "data")
+    again = director.next_trial()
+    assert (again.trial_id, again.train.accumulate, again.train.batch_size) == (trial.trial_id, 4, 32)
+    assert again.model_copy(update={"train": trial.train}) == trial
+    assert director.needs_room(trial.trial_id)
+    director.failed(trial.trial_id, "tried to allocate 8 GiB", cause=Cause.MEMORY)
+    record = ledger.get(trial.trial_id)
+    assert record.outcome is Outcome.FAILED
+    assert record.message.startswith("out of memory: tried to allocate 8 GiB; lower batch_size")
+    ledger.close()
+
+
+def test_without_retry_a_trial_out_of_memory_fails_at_once(tmp_path):
+    driver = Driver(tmp_path, STUDY.replace("{max_epochs: 4}", "{max_epochs: 4, retry_out_of_memory: false}"))
+    ledger = Ledger(driver.spec, "data")
+    director = Director(driver.spec, ledger, "data")
+    trial = director.next_trial()
+    director.failed(trial.trial_id, "no", cause=Cause.MEMORY)
+    assert ledger.get(trial.trial_id).outcome is Outcome.FAILED
+    assert director.next_trial().trial_id != trial.trial_id
+    ledger.close()

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 from synthetic_study import STUDY, Driver
 
 from studytool.errors import StudytoolError
-from studytool.study.ledger import Ledger, read_records
+from studytool.study.ledger import Ledger, read_records, set_aside
+
+LEDGERS = Path(__file__).with_name("ledgers")
 
 
 def test_records_come_back_as_they_were_written(driver):
@@ -31,7 +36,14 @@ def test_a_study_is_run_by_one_process_at_a_time(driver):
     ("old", "new", "words"),
     [
         ("max_epochs: 4", "max_epochs: 5", "train.max_epochs = 4, the study file now says 5"),
-        ("1e-1]", "1e-2]", "search.space"),
+        (
+            "1e-1]",
+            "1e-2]",
+            'search.learning_rate = {"log_uniform": [0.0001, 0.1]}, the study file now says '
+            '{"log_uniform": [0.0001, 0.01]} (a range may only grow)',
+        ),
+        ("log_uniform: [1e-4, 1e-1]", "uniform: [1e-4, 1e-1]", 'now says {"uniform": [0.0001, 0.1]}'),
+        ("  trials_per_arm", "  weight_decay: {uniform: [0.0, 0.1]}\n  trials_per_arm", "search.weight_decay = null"),
         ("name: small", "seed: 3\nname: small", "seed = 0, the study file now says 3"),
     ],
 )
@@ -41,6 +53,77 @@ def test_changed_settings_ask_for_another_name(driver, tmp_path, old, new, words
         Driver(tmp_path, STUDY.replace(old, new)).run()
     assert words in str(caught.value)
     assert "another name" in str(caught.value)
+    assert "--new" in str(caught.value)
+
+
+def test_in_a_wider_range_only_further_trials_run_and_old_ones_count(driver, tmp_path):
+    before = driver.run().records
+    text = STUDY.replace("1e-4, 1e-1", "1e-5, 1.0").replace("trials_per_arm: 6", "trials_per_arm: 8")
+    wider = Driver(tmp_path, text)
+    after = {r.trial_id: r for r in wider.run().records}
+    assert [after[r.trial_id] for r in before] == list(before)
+    assert {trial_id for trial_id, _ in wider.epochs_run} == {*after} - {r.trial_id for r in before}
+    searched = [trial_id for trial_id in after if "search" in trial_id]
+    assert len(searched) == 2 * 8
+    # and back again: what was drawn from the wide range could not have been drawn from the narrow one
+    with pytest.raises(StudytoolError, match="a range may only grow"):
+        driver.run()
+
+
+def test_more_choices_are_a_wider_range(tmp_path):
+    text = STUDY.replace("learning_rate: {log_uniform: [1e-4, 1e-1]}", "learning_rate: {choice: [0.1, 0.01]}")
+    first = Driver(tmp_path, text).run().records
+    more = Driver(tmp_path, text.replace("[0.1, 0.01]", "[0.1, 0.01, 0.001]").replace("arm: 6", "arm: 9"))
+    after = more.run().records
+    assert {r.trial_id for r in first} < {r.trial_id for r in after}
+    assert 0.001 in {r.parameters["learning_rate"] for r in after}
+
+
+def test_another_arm_runs_alone(driver, tmp_path):
+    before = driver.run().records
+    more = Driver(tmp_path, STUDY.replace("[none, backbone]", "[none, backbone, stem]"))
+    after = more.run().records
+    assert {trial_id.split(".")[0] for trial_id, _ in more.epochs_run} == {"stem"}
+    assert {r.trial_id for r in before} < {r.trial_id for r in after}
+
+
+def test_a_study_begun_anew_keeps_the_old_results_aside(driver):
+    before = driver.run()
+    (driver.spec.folder / "mlflow").mkdir()
+    (driver.spec.folder / "mlflow" / "artifact").touch()
+    aside = set_aside(driver.spec)
+    assert {r.trial_id: r for r in read_records(aside)} == {r.trial_id: r for r in before.records}
+    anew = Ledger(driver.spec, "data")
+    assert not anew.records
+    assert anew.uid != before.uid
+    with pytest.raises(StudytoolError, match="already running"):
+        set_aside(driver.spec)
+    anew.close()
+    # MLflow's store names its files by their path
+    assert (driver.spec.folder / "mlflow" / "artifact").exists()
+    assert set_aside(driver.spec).name == "small.before-2"
+
+
+def test_another_version_of_the_program_is_said_and_not_refused(driver):
+    Ledger(driver.spec, "data").close()
+    path = driver.spec.folder / "study.json"
+    _rewrite(path, program="0.0.7")
+    ledger = Ledger(driver.spec, "data")
+    assert "begun with studytool 0.0.7" in ledger.notes[0]
+    ledger.close()
+
+
+@pytest.mark.parametrize("folder", sorted(LEDGERS.glob("format-*/*")), ids=lambda path: path.parent.name)
+def test_ledgers_of_every_released_format_are_opened_and_continued(tmp_path, folder):
+    """`ledgers/format-N/small` was written by the program that had format N, and killed after five epochs."""
+    shutil.copytree(folder, tmp_path / "studies" / "small")
+    text = STUDY.replace("arm: 6", "arm: 3").replace("[none, backbone]", "[none]").replace("epochs: 4", "epochs: 2")
+    driver = Driver(tmp_path, text.replace("seeds: 2", "seeds: 1"))
+    before = {r.trial_id: r for r in read_records(driver.spec.folder)}
+    assert sum(r.outcome is not None for r in before.values()) == 3
+    after = {r.trial_id: r for r in driver.run().records}
+    assert driver.epochs_run == [("none.confirm-000-seed-0", 2)]
+    assert [after[t] for t, r in before.items() if r.outcome] == [r for r in before.values() if r.outcome]
 
 
 def test_changed_data_asks_for_another_name(driver, tmp_path):
@@ -78,13 +161,32 @@ def test_a_lost_header_is_not_a_new_study(driver):
 
 def test_a_later_format_is_refused(driver):
     Ledger(driver.spec, "data").close()
-    path = driver.spec.folder / "study.json"
-    from studytool.study.ledger import _digest
-
-    content = {**json.loads(path.read_text())["content"], "format": 99}
-    path.write_text(json.dumps({"sha256": _digest(content), "content": content}))
+    _rewrite(driver.spec.folder / "study.json", format=99)
     with pytest.raises(StudytoolError, match="format 99 is not known"):
         Ledger(driver.spec, "data")
+
+
+def test_a_setting_of_a_later_version_is_one_line(driver):
+    Ledger(driver.spec, "data").close()
+    path = driver.spec.folder / "study.json"
+    settings = json.loads(path.read_text())["content"]["settings"]
+    _rewrite(path, program="9.0", settings={**settings, "train.sharpness": 1.0})
+    with pytest.raises(StudytoolError, match=r"a later studytool \(9.0\), which knows train.sharpness; update"):
+        Ledger(driver.spec, "data")
+
+
+def test_a_record_of_a_later_version_is_one_line(driver):
+    driver.run()
+    path = min((driver.spec.folder / "trials").glob("*/record.json"))
+    _rewrite(path, mood="good")
+    with pytest.raises(StudytoolError, match=r"record.json: was written by another version .*'mood'"):
+        Ledger(driver.spec, "data")
+
+
+def _rewrite(path: Path, **changes: object) -> None:
+    content = {**json.loads(path.read_text())["content"], **changes}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps({"sha256": digest, "content": content}))
 
 
 def test_the_folder_is_private(driver):

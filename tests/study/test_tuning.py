@@ -3,106 +3,38 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
+from whole_study import STEPS_PER_EPOCH, TRIALS, Study
 
-from studytool.results import Outcome, TrialRecord
-from studytool.study.ledger import read_records
+from studytool.results import Outcome
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
-TESTS = Path(__file__).parents[1]
-STUDY = """
-name: tiny
-data:
-  path: data
-  simulate: {classes: 3, volumes_per_class: 20, side: 16, voxel_size_angstrom: 18.0, snr: 2.0}
-arms:
-  backbone: ["tiny_backbone:tiny"]
-  freeze: [none, backbone]
-search:
-  learning_rate: {log_uniform: [1e-3, 1e-1]}
-  trials_per_arm: 4
-  scheduler: {asha: {grace_epochs: 1, reduction_factor: 2}}
-confirm: {seeds: 2}
-train: {max_epochs: 4, batch_size: 8}
-metric: {target: 0.5}
-"""
-
-
-_STARTED: list[subprocess.Popen[str]] = []
-
-
-@pytest.fixture(autouse=True)
-def _nothing_left_running():
-    """A test that fails half-way must not leave its study running."""
-    yield
-    for process in _STARTED:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-    _STARTED.clear()
-
-
-class Study:
-    def __init__(self, folder: Path, text: str = STUDY) -> None:
-        self.folder = folder
-        (folder / "a.yaml").write_text(text)
-        self.environment = {**os.environ, "PYTHONPATH": str(TESTS)}
-
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "studytool.cli", "run", "a.yaml", "--verbose", *words]
-        process = subprocess.Popen(
-            command,
-            cwd=self.folder,
-            env=self.environment,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
-        _STARTED.append(process)
-        return process
-
-    def run(self, *words: str) -> str:
-        process = self.start(*words)
-        out, err = process.communicate(timeout=400)
-        assert process.returncode == 0, err
-        return out
-
-    @property
-    def records(self) -> dict[str, TrialRecord]:
-        return {r.trial_id: r for r in read_records(self.folder / "studies" / "tiny")}
-
-    def what_was_found(self) -> dict[str, tuple[object, ...]]:
-        """All that must not depend on failures: outcomes, configurations, curves."""
-        return {
-            r.trial_id: (r.outcome, r.parameters, [(e.val, e.train_loss) for e in r.epochs], r.test)
-            for r in self.records.values()
-        }
-
-    def mlflow_runs(self) -> list[dict[str, str]]:
-        import mlflow
-
-        client = mlflow.MlflowClient(f"sqlite:///{self.folder / 'mlflow.db'}")
-        (experiment,) = [e for e in client.search_experiments() if e.name == "tiny"]
-        runs = client.search_runs([experiment.experiment_id], max_results=1000)
-        return [{**run.data.tags, "status": run.info.status} for run in runs]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> tuple[Study, str]:
     study = Study(tmp_path_factory.mktemp("finished"))
-    return study, study.run("--set", "resources.trials_at_once=1")
+    (study.folder / "count-steps").touch()
+    return study, study.run()
+
+
+@pytest.fixture
+def study(tmp_path, finished) -> Iterator[Study]:
+    """A study not begun yet, on the same data."""
+    study = Study(tmp_path)
+    (tmp_path / "count-steps").touch()
+    shutil.copytree(finished[0].folder / "data", tmp_path / "data")
+    yield study
+    study.kill_what_runs()
 
 
 def test_a_study_ends_with_a_table_and_says_where_to_look_next(finished):
     study, out = finished
-    for words in ("none", "backbone", "mlflow ui --backend-store-uri 'sqlite:////", "best.safetensors"):
+    for words in ("none", "backbone", "studytool ui ", "best.safetensors"):
         assert words in out
     checkpoint = next(line.split()[-1] for line in out.splitlines() if line.startswith("best checkpoint"))
     assert (study.folder / checkpoint).exists()
@@ -139,56 +71,90 @@ def test_the_test_split_is_read_in_the_confirm_phase_only(finished):
 def test_given_again_nothing_runs_again(finished):
     study, first = finished
     before = study.what_was_found()
-    again = study.run("--set", "resources.trials_at_once=1")
+    again = study.run()
     assert study.what_was_found() == before
     assert "COMPLETE " not in again
     assert len(study.mlflow_runs()) == 15
     assert first.splitlines()[-3:] == again.splitlines()[-3:]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_stopped_study_goes_on_and_ends_as_if_it_had_not_been_stopped(tmp_path, finished, number):
-    study = Study(tmp_path)
-    process = study.start("--set", "resources.trials_at_once=1")
+def _read_until(process, words: str) -> str:
     for line in process.stdout:
-        if "search-001: epoch 1" in line:
-            break
-    # Only the driver is hit; what it started has to go by itself.
+        if words in line:
+            return line
+    raise AssertionError(process.communicate()[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_ends_the_study_in_good_order(study, finished, number):
+    process = study.start()
+    _read_until(process, "search-001: epoch 1")
+    (study.folder / "slow").write_text("60")  # the next step will not be over before the study is
     os.kill(process.pid, number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == {signal.SIGTERM: 143, signal.SIGKILL: -9}[number], err
-    assert sum(r.outcome is not None for r in study.records.values()) < 12
-    _wait_until_gone(tmp_path)
-    study.run("--set", "resources.trials_at_once=1")
-    assert study.what_was_found() == finished[0].what_was_found()
-    runs = study.mlflow_runs()
-    assert len(runs) == 15
-    assert not [run for run in runs if run["status"] == "RUNNING"]
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 75}[number], err
+    assert f"ended by {number.name}" in out
+    assert study.seconds_until_gone() < 60
+    before = study.records
+    assert sum(r.outcome is not None for r in before.values()) < TRIALS
+    assert {run["status"] for run in study.mlflow_runs()} <= {"FINISHED", "KILLED"}
+    (study.folder / "slow").unlink()
+    study.run()
+    _check_ended_as_if_nothing_had_been(study, finished[0], kills=1)
+    after = study.records
+    assert all(after[t].epochs[: len(r.epochs)] == r.epochs for t, r in before.items())
 
 
-def test_a_worker_that_dies_costs_at_most_its_epoch(tmp_path, finished):
-    study = Study(tmp_path)
-    process = study.start("--set", "resources.trials_at_once=1")
-    for line in process.stdout:
-        if "search-001: epoch 1" in line:
-            break
+def test_a_driver_that_was_killed_is_taken_up_again(study, finished):
+    process = study.start()
+    _read_until(process, "search-001: epoch 1")
+    process.kill()  # only the driver is hit; what it started has to go by itself
+    process.communicate(timeout=60)
+    assert study.seconds_until_gone() < 60
+    study.run()
+    _check_ended_as_if_nothing_had_been(study, finished[0], kills=1)
+
+
+def test_a_worker_that_dies_costs_at_most_its_epoch(study, finished):
+    process = study.start()
+    _read_until(process, "search-001: epoch 1")
     # The worker that takes the next step kills itself (see tiny_backbone), whichever trial it is at by then.
-    (tmp_path / "die").touch()
-    _, err = process.communicate(timeout=400)
+    (study.folder / "die").touch()
+    out, err = process.communicate(timeout=400)
     assert process.returncode == 0, err
-    assert not (tmp_path / "die").exists()
-    assert study.what_was_found() == finished[0].what_was_found()
+    assert "its process died; trying again, see studies/tiny/trials/" in out
+    assert not (study.folder / "die").exists()
     assert sorted(r.attempts for r in study.records.values())[-2:] == [1, 2]
+    _check_ended_as_if_nothing_had_been(study, finished[0], kills=1)
+
+
+def test_a_trial_out_of_memory_is_tried_again_in_smaller_parts_and_the_study_goes_on(study):
+    (study.folder / "too-large").write_text("4")
+    out = study.run("--set", "train.batch_size=8", "--set", "confirm.seeds=1", "--set", "search.trials_per_arm=1")
+    assert "out of memory: " in out
+    assert {(r.outcome, r.parts, r.attempts) for r in study.records.values()} == {(Outcome.COMPLETE, 4, 2)}
+    (log,) = (study.folder / "studies/tiny/trials").glob("*none.search-000/trial.log")
+    assert "Traceback" in log.read_text()
+    assert "epoch 4 " in log.read_text()
+
+
+def test_without_a_retry_it_fails_with_advice_one_line_and_its_traceback_in_mlflow(study):
+    (study.folder / "too-large").write_text("4")
+    process = study.start("--set", "train.retry_out_of_memory=false", "--set", "search.trials_per_arm=1")
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 1
+    assert "no trial of the study finished" in err
+    assert "Traceback" not in out + err
+    assert "lower batch_size" in out
+    runs = [run for run in study.mlflow_runs() if run["studytool.kind"] == "trial"]
+    assert {run["status"] for run in runs} == {"FAILED"}
+    assert all("out of memory" in run["studytool.message"] for run in runs)
+    (artifact,) = (study.folder / "studies/tiny/mlflow").glob(f"**/{runs[0]['id']}/artifacts/trial.log")
+    assert "Traceback" in artifact.read_text()
+
+
+def _check_ended_as_if_nothing_had_been(study: Study, reference: Study, *, kills: int) -> None:
+    assert study.what_was_found() == reference.what_was_found()
+    assert study.problems_in_mlflow() == []
     assert len(study.mlflow_runs()) == 15
-
-
-def _wait_until_gone(folder: Path) -> None:
-    """Until no process works in the folder any more (Ray takes a while to notice that its driver is gone)."""
-    import psutil
-
-    for _ in range(150):
-        there = [p for p in psutil.process_iter(["cwd"]) if p.info["cwd"] == str(folder)]
-        if not there:
-            return
-        time.sleep(1)
-    raise AssertionError(f"still running: {there}")
+    assert reference.steps() <= study.steps() <= reference.steps() + kills * STEPS_PER_EPOCH

@@ -1,0 +1,84 @@
+"""Ctrl-C, SIGTERM and SIGUSR1 end a run in good order; a second one ends it at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+SIGNAL_EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 75}
+"""75 asks batch systems that announce a time limit by SIGUSR1 to queue the job again."""
+LAST_SECONDS = 14.0
+"""After a signal the process is gone within so long, even if something it waits for does not answer."""
+
+
+class EndedBySignal(BaseException):
+    """Raised in the main thread by the first signal; no `except Exception` on the way takes it for an error."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+    @property
+    def exit_code(self) -> int:
+        """What the process exits with."""
+        return SIGNAL_EXIT_CODES[self.name]
+
+
+class Signals:
+    """While it is entered the first signal raises `EndedBySignal`; the next one leaves the process without a word.
+
+    The ledger and the checkpoints are whole at every moment, and the guardian ends what is left of Ray, so that
+    leaving at once loses nothing but the running epochs.
+    """
+
+    def __init__(self) -> None:
+        self.caught: str | None = None
+        """The signal that has come."""
+        self._previous: dict[int, Any] = {}
+        self._last_call: threading.Timer | None = None
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.getsignal(number) for number in _numbers()}
+            self.watch()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._last_call is not None:
+            self._last_call.cancel()
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        if error is not None and self.caught and not isinstance(error, EndedBySignal):
+            raise EndedBySignal(self.caught) from error  # Ray's compiled parts make another error of it
+
+    def watch(self) -> None:
+        """Put the handlers in place; to be called again where Ray may have put its own there.
+
+        Raises:
+            EndedBySignal: again, if the first time somebody on the way has kept it to himself.
+        """
+        if self.caught:
+            raise EndedBySignal(self.caught)
+        for number in self._previous:
+            if signal.getsignal(number) != self._handle:
+                signal.signal(number, self._handle)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        code = SIGNAL_EXIT_CODES[name]
+        if self.caught is not None:
+            os._exit(code)
+        self.caught = name
+        self._last_call = threading.Timer(LAST_SECONDS, os._exit, [code])
+        self._last_call.daemon = True
+        self._last_call.start()
+        raise EndedBySignal(name)
+
+
+def _numbers() -> list[signal.Signals]:
+    return [signal.Signals[name] for name in SIGNAL_EXIT_CODES]

@@ -1,0 +1,163 @@
+"""Processes of a running study killed at random moments, and what is left of the study after that."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import time
+from pathlib import Path
+
+import psutil
+from whole_study import STEPS_PER_EPOCH, TINY, Study
+
+from studytool.results import TrialRecord
+
+SCHEDULERS = {"asha": TINY, "fifo": TINY.replace("{asha: {grace_epochs: 1, reduction_factor: 2}}", "none")}
+SECONDS_PER_STEP = "0.05"
+"""Slow enough that most moments of a study fall into its training."""
+MOST_DEATHS = 2
+"""A trial whose workers die more often than that is given up, as it should be."""
+
+
+class BrokenPromiseError(AssertionError):
+    """A promise that was not kept; it says what was found."""
+
+
+def reference(folder: Path, scheduler: str) -> Study:
+    """The study without any failure, made once."""
+    study = Study(folder, SCHEDULERS[scheduler])
+    if not (folder / "finished").exists():
+        if (folder / "studies").exists():
+            shutil.rmtree(folder / "studies")
+            (folder / "mlflow.db").unlink(missing_ok=True)
+        (folder / "count-steps").write_bytes(b"")
+        study.run()
+        (folder / "finished").touch()
+    return study
+
+
+def worker_kills(folder: Path, count: int, seed: int, scheduler: str = "asha") -> dict[str, float]:
+    """SIGKILL of workers at `count` random moments, in as many studies as it takes.
+
+    Raises:
+        BrokenPromiseError: a study did not end as the one without kills.
+    """
+    expected, rng = reference(folder / f"reference-{scheduler}", scheduler), random.Random(seed)
+    kills, studies, lost_steps, gone = 0, 0, 0, 0.0
+    while kills < count:
+        study = _fresh(folder / f"workers-{studies}", expected)
+        killed = 0
+        process = study.start()
+        try:
+            while process.poll() is None:
+                time.sleep(rng.uniform(0.2, 8))
+                workers = study.workers()
+                running = [r for r in study.records.values() if r.outcome is None] if workers else []
+                if kills < count and running and all(r.attempts <= MOST_DEATHS for r in running):
+                    rng.choice(workers).kill()
+                    kills, killed = kills + 1, killed + 1
+                    attempts = sum(r.attempts for r in running)
+                    _wait_for_next_attempt(study, process, attempts)
+            _, err = process.communicate()
+            if process.returncode:
+                raise BrokenPromiseError(f"exit code {process.returncode}: {err}")
+        finally:
+            study.kill_what_runs()
+        gone = max(gone, study.seconds_until_gone())
+        lost_steps += compare(study, expected, kills=killed)
+        studies += 1
+        shutil.rmtree(study.folder)
+    return {
+        "kills": kills,
+        "studies": studies,
+        "steps repeated per kill": round(lost_steps / kills, 2),
+        "seconds until all processes were gone": round(gone, 1),
+    }
+
+
+def driver_kills(folder: Path, count: int, seed: int, scheduler: str = "asha") -> dict[str, float]:
+    """SIGKILL of the driver at `count` random moments, the same command given again each time.
+
+    Raises:
+        BrokenPromiseError: a finished trial ran again or was lost, a process stayed, or the study ended in another way.
+    """
+    expected, rng = reference(folder / f"reference-{scheduler}", scheduler), random.Random(seed)
+    kills, studies, lost_steps, gone = 0, 0, 0, 0.0
+    while kills < count:
+        study = _fresh(folder / f"drivers-{scheduler}-{studies}", expected)
+        killed, finished = 0, False
+        while not finished:
+            process = study.start()
+            try:
+                # The last study is let through when there have been kills enough.
+                if kills < count:
+                    time.sleep(rng.uniform(1, 22))
+                    finished = process.poll() is not None
+                    process.kill()
+                    process.communicate()
+                    if finished and process.returncode:
+                        raise BrokenPromiseError(f"exit code {process.returncode}")
+                    kills, killed = kills + (not finished), killed + (not finished)
+                else:
+                    _, err = process.communicate()
+                    if process.returncode:
+                        raise BrokenPromiseError(f"exit code {process.returncode}: {err}")
+                    finished = True
+            finally:
+                study.kill_what_runs()
+            gone = max(gone, study.seconds_until_gone())
+            _check_kept(study)
+        lost_steps += compare(study, expected, kills=killed)
+        studies += 1
+        shutil.rmtree(study.folder)
+    return {
+        "kills": kills,
+        "studies": studies,
+        "steps repeated per kill": round(lost_steps / kills, 2),
+        "seconds until all processes were gone": round(gone, 1),
+    }
+
+
+def compare(study: Study, expected: Study, *, kills: int) -> int:
+    """Check that a study ended as the other one did, to the last bit, here and in MLflow; the steps it did twice."""
+    if study.what_was_found() != expected.what_was_found():
+        raise BrokenPromiseError(f"{study.folder} ended otherwise than {expected.folder}")
+    problems = study.problems_in_mlflow()
+    if problems:
+        raise BrokenPromiseError(f"{study.folder}: {problems[0]} ({len(problems)} problems in MLflow)")
+    repeated = study.steps() - expected.steps()
+    if not 0 <= repeated <= kills * STEPS_PER_EPOCH:
+        raise BrokenPromiseError(f"{study.folder}: {repeated} steps were repeated for {kills} kills")
+    return repeated
+
+
+def _fresh(folder: Path, expected: Study) -> Study:
+    shutil.rmtree(folder, ignore_errors=True)
+    study = Study(folder, expected.text)
+    shutil.copytree(expected.folder / "data", folder / "data")
+    (folder / "count-steps").touch()
+    (folder / "slow").write_text(SECONDS_PER_STEP)
+    return study
+
+
+_ENDED: dict[Path, dict[str, TrialRecord]] = {}
+
+
+def _check_kept(study: Study) -> None:
+    """A trial that has ended stays as it is."""
+    if not (study.folder / "studies").exists():
+        return
+    now = {t: r for t, r in study.records.items() if r.outcome is not None}
+    for trial_id, record in _ENDED.get(study.folder, {}).items():
+        if now.get(trial_id) != record:
+            raise BrokenPromiseError(f"{study.folder}: {trial_id} had ended, and did so again or was dropped")
+    _ENDED[study.folder] = now
+
+
+def _wait_for_next_attempt(study: Study, process: psutil.Popen, attempts: int) -> None:
+    """Until the killed trial is under way again, so that the next kill meets another attempt."""
+    while process.poll() is None:
+        running = [r for r in study.records.values() if r.outcome is None]
+        if sum(r.attempts for r in running) != attempts:
+            return
+        time.sleep(0.2)
