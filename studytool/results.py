@@ -22,7 +22,9 @@ class Cost:
     Seconds are wall-clock seconds of the trial by phase; `device_seconds` is their sum times the number (or share)
     of devices the trial held. `flops` counts multiplications and additions of forward and, for what is trained,
     backward passes. `energy_joules` is None where the device reports none. `idle_seconds` is the time that the trial
-    held its place outside these phases, while its driver wrote things down; it is no part of `seconds`.
+    held its place outside these phases, while its driver wrote things down; it is no part of `seconds`. Of those,
+    `cache_fill_seconds` computed what the cache of frozen parts keeps; `cache_saved_seconds` is what computing anew all
+    that was read from it would have taken.
     """
 
     data_seconds: float = 0.0
@@ -42,6 +44,15 @@ class Cost:
     def seconds(self) -> float:
         """Wall-clock seconds of all phases."""
         return self.data_seconds + self.train_seconds + self.evaluate_seconds + self.checkpoint_seconds
+
+    @property
+    def device_seconds_without_cache(self) -> float:
+        """What `device_seconds` would be if frozen parts were computed every time: to compare trainings by.
+
+        With the cache the first trial pays for all that read what it computed.
+        """
+        saved = self.cache_saved_seconds - self.cache_fill_seconds
+        return self.device_seconds * (1 + saved / self.seconds) if saved else self.device_seconds
 
     def __add__(self, other: Cost) -> Cost:
         added = [f.name for f in fields(self) if f.name not in _NOT_SUMMED]

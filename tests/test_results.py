@@ -48,3 +48,13 @@ def test_costs_add_up_except_for_peaks_and_what_was_not_measured():
 def test_metric_by_name():
     assert SCORES.metric("val/balanced_accuracy") == 0.7
     assert math.isnan(SCORES.metric("val/macro_auc"))
+
+
+def test_the_cost_without_the_cache():
+    plain = Cost(train_seconds=8, evaluate_seconds=2, device_seconds=5)
+    assert plain.device_seconds_without_cache == 5
+    # Two of ten seconds filled the cache; what was read from it would have taken eight.
+    filling = Cost(train_seconds=8, evaluate_seconds=2, device_seconds=5, cache_fill_seconds=2, cache_saved_seconds=8)
+    reading = Cost(train_seconds=7, evaluate_seconds=1, device_seconds=4, cache_saved_seconds=8)
+    assert filling.device_seconds_without_cache == 5 * 16 / 10
+    assert reading.device_seconds_without_cache == 4 * 16 / 8

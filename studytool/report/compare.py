@@ -181,7 +181,7 @@ class _Runs:
         if spec.metric.target is not None:
             for record in confirmed:
                 cost, is_reached = cost_to_target(record.epochs, spec.metric.target, spec.metric.sign)
-                spent[record.seed] = Spent(cost.device_seconds, is_reached)
+                spent[record.seed] = Spent(cost.device_seconds_without_cache, is_reached)
                 reached += [cost] if is_reached else []
         return cls(
             all=records,
@@ -230,7 +230,7 @@ def _winner(metric: MetricSettings, runs: Mapping[str, _Runs]) -> str | None:
     def merit(name: str) -> tuple[float, float]:
         value, own = candidates[name]
         cost = mean_cost([r.cost for r in own.confirmed])
-        return value, -(cost.device_seconds if cost else 0.0)
+        return value, -(cost.device_seconds_without_cache if cost else 0.0)
 
     return max(candidates, key=merit)
 

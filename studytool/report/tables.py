@@ -104,8 +104,9 @@ def claims_tables(spec: StudySpec, comparisons: Sequence[Comparison]) -> tuple[T
 
 def time_table(spec: StudySpec, records: Sequence[TrialRecord], summaries: Sequence[ArmSummary]) -> Table:
     """Seconds by phase of all trials of each arm, and what else they used."""
-    columns = ("arm", "data", "train", "evaluate", "checkpoint", "idle", "volumes/s", "operations", "memory", "energy")
+    named = ("arm", "data", "train", "evaluate", "checkpoint", "idle", "volumes/s", "operations", "memory", "energy")
     priced = spec.resources.price_per_device_hour is not None
+    cached = any(summary.cost.cache_saved_seconds for summary in summaries)
     rows = []
     for summary in summaries:
         cost = summary.cost
@@ -113,16 +114,23 @@ def time_table(spec: StudySpec, records: Sequence[TrialRecord], summaries: Seque
         row = [summary.arm]
         row += [words.duration(getattr(cost, f"{phase}_seconds")) for phase in PHASES]
         row += [f"{statistics.median(rates):.3g}" if rates else "–", words.operations(cost.flops)]
-        row += [f"{cost.peak_memory_gib:.2g} GiB", words.energy(cost)] + [words.money(spec, cost)] * priced
+        row += [f"{cost.peak_memory_gib:.2g} GiB", words.energy(cost)]
+        row += [words.duration(cost.device_seconds_without_cache)] * cached + [words.money(spec, cost)] * priced
         rows.append(tuple(row))
     notes = [
         "All trials of the arm, search included. Volumes/s: in training, without the first, slower epoch of each "
         "trial, which counts as cost all the same. Operations: multiplications and additions, without the backward "
         "pass of what is frozen. Memory: the highest of all trials.",
     ]
+    if cached:
+        notes.append(
+            "Without cache: the device time if every epoch of every trial had computed its frozen part anew. Cost "
+            "ratios compare arms by this time, as with the cache the first trial pays for the others."
+        )
     if not priced:
         notes.append("No price: resources.price_per_device_hour in the study file turns device time into money.")
-    return Table("Time by phase", (*columns, *(["price"] * priced)), tuple(rows), notes=tuple(notes))
+    columns = (*named, *(["without cache"] * cached), *(["price"] * priced))
+    return Table("Time by phase", columns, tuple(rows), notes=tuple(notes))
 
 
 def _difference_table(spec: StudySpec, comparisons: Sequence[Comparison]) -> Table:

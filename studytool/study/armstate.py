@@ -149,4 +149,4 @@ def _key(parameters: Mapping[str, object]) -> str:
 
 
 def _device_seconds(record: TrialRecord | None) -> float:
-    return record.cost.device_seconds if record else 0.0
+    return record.cost.device_seconds_without_cache if record else 0.0

@@ -11,6 +11,7 @@ from studytool.report.across import across_table, answers_table
 from studytool.report.export import write_tables
 from studytool.report.sections import StudyResults
 from studytool.report.tables import Table, arms_table, claims_tables, time_table
+from studytool.report.words import duration
 
 
 @pytest.fixture
@@ -53,6 +54,16 @@ def test_time_by_phase_says_what_was_not_measured(results):
     assert row["train"] == "1.8 min"  # 34 epochs of 3.2 s
     assert row["volumes/s"] == "50"  # 160 volumes in 3.2 s
     assert row["energy"] == "not measured"
+
+
+def test_time_by_phase_tells_the_cost_without_the_cache_where_there_was_one(results):
+    assert "without cache" not in time_table(results.spec, results.records, results.summaries).columns
+    [first, *others] = results.summaries
+    cached = replace(first, search_cost=replace(first.search_cost, cache_saved_seconds=first.cost.seconds))
+    table = time_table(results.spec, results.records, [cached, *others])
+    place = table.columns.index("without cache")
+    assert table.rows[0][place] == duration(2 * first.cost.device_seconds)
+    assert table.rows[1][place] == duration(others[0].cost.device_seconds)
 
 
 def test_csv_can_be_read_back(results):
