@@ -63,15 +63,7 @@ def measure(folder: Path, trials: int, slots: int) -> dict[str, float]:
     costs = [record.cost for record in read_records(folder / "studies" / "overhead")]
     assert len(costs) == trials
     busy = sum(cost.seconds for cost in costs)
-    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    [experiment] = [e for e in client.search_experiments() if e.name == "overhead"]
-    runs = [
-        run
-        for run in client.search_runs([experiment.experiment_id], max_results=5 * trials)
-        if "search-" in run.data.tags.get("mlflow.runName", "")
-    ]
-    assert len(runs) == trials
-    wall = (max(run.info.end_time for run in runs) - min(run.info.start_time for run in runs)) / 1000
+    wall = wall_seconds(folder, "overhead", trials)
     return {
         "trials": trials,
         "slots": slots,
@@ -81,6 +73,20 @@ def measure(folder: Path, trials: int, slots: int) -> dict[str, float]:
         "idle share of the slots": round(1 - busy / (wall * slots), 3),
         "wall seconds of the command": round(command_seconds, 2),
     }
+
+
+def wall_seconds(folder: Path, study: str, trials: int) -> float:
+    """From the start of a study's first trial to the end of its last one, as MLflow has them."""
+    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    [experiment] = [e for e in client.search_experiments() if e.name == study]
+    names = ("search-", "confirm-")
+    runs = [
+        run
+        for run in client.search_runs([experiment.experiment_id], max_results=5 * trials)
+        if any(name in run.data.tags.get("mlflow.runName", "") for name in names)
+    ]
+    assert len(runs) == trials, f"{len(runs)} runs of {trials}"
+    return float(max(run.info.end_time for run in runs) - min(run.info.start_time for run in runs)) / 1000
 
 
 if __name__ == "__main__":
