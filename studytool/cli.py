@@ -57,6 +57,9 @@ def run(
     budget_hours: Annotated[float | None, typer.Option(help="Device-hours the study may use in all.")] = None,
     budget_trials: Annotated[int | None, typer.Option(help="Trials the study may begin in all.")] = None,
     no_plan: Annotated[bool, typer.Option("--no-plan", help="Do not estimate first what it will take.")] = False,
+    address: Annotated[
+        str | None, typer.Option(help="Use the Ray cluster at HOST:PORT, or `auto` on one of its nodes.")
+    ] = None,
 ) -> None:
     """Run a study, or what is missing of it, and print which arm is best."""
     from rich.console import Console
@@ -70,9 +73,16 @@ def run(
     spec = load_study(study, [*override, *given])
     try:
         end = run_study(
-            spec, study.read_text(encoding="utf-8"), Console(), verbose=verbose, new=new, estimate=not no_plan
+            spec,
+            study.read_text(encoding="utf-8"),
+            Console(),
+            verbose=verbose,
+            new=new,
+            estimate=not no_plan,
+            address=address,
         )
-    except EndedBySignal as signal:
+    except EndedBySignal as signal:  # before the first trial, or after the last one
+        print(f"studytool: ended by {signal.name}; the same command goes on where the study stopped", file=sys.stderr)
         raise typer.Exit(signal.exit_code) from None
     if end.ended_by == BUDGET:
         return

@@ -74,7 +74,8 @@ def compare(
     if latex or csv:
         sys.stdout.write("\n".join(table.latex() if latex else table.csv() for table in tables))
         return
-    console = Console()
+    # A file has no width; rich would take 80 columns and fold names.
+    console = Console(width=None if sys.stdout.isatty() else 1000)
     for table in tables:
         console.print(terminal_table(table))
         for note in table.notes:

@@ -40,7 +40,8 @@ def ui(
     spec = None if study is None else find_study(study)
     uri = TrackingSettings().uri if spec is None else spec.tracking.uri
     found = find_comparisons(uri, None if spec is None else spec.name)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell that puts a command in the background has SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
     try:
         with mlflow_pages(uri, port=port) as (address, process):
             print(address, flush=True)

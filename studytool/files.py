@@ -21,7 +21,10 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     Raises:
         DiskFullError: there is no space left for it, whatever the writer made of that.
+        IsADirectoryError: `path` is a folder.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     with disk_full_explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")

@@ -1,4 +1,4 @@
-"""Files at an address such as s3://bucket/folder, read through pyarrow's file systems, or fsspec's."""
+"""Files at an address such as s3://bucket/folder, read and written through pyarrow's file systems, or fsspec's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +16,8 @@ from studytool.files import whole_file
 
 RETRY_AFTER_SECONDS = (0.5, 2.0, 8.0, 30.0)
 """Pauses before a file is asked for again after its server failed; each new byte starts the list anew."""
+_WHOLE_OBJECTS = ("s3", "gcs", "abfs")
+"""File systems in which a file is seen when it has been written to its end, and not before."""
 _PIECE_BYTES = 8 * 1024 * 1024
 
 Result = TypeVar("Result")
@@ -24,6 +26,14 @@ Result = TypeVar("Result")
 def is_remote(address: str) -> bool:
     """Whether an address names a file system, as opposed to a path on this machine."""
     return "://" in address
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """How large a file at an address is, and when it was written by the clock of its server (ns; what S3 tells: s)."""
+
+    bytes: int
+    written_ns: int
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,41 @@ class RemoteFolder:
                     f"{self.address}/{name}: its SHA-256 is {found[:12]}…, it should be {sha256[:12]}…; "
                     "copy it to its address again"
                 )
+
+    def files(self, folder: str = "") -> dict[str, RemoteFile]:
+        """Every file below a folder, by its name relative to this one."""
+        import pyarrow.fs
+
+        base = f"{self._path}/{folder}".rstrip("/")
+        selector = pyarrow.fs.FileSelector(base, recursive=True, allow_not_found=True)
+        with self._speaking(folder):
+            found = _retried(lambda: self._filesystem.get_file_info(selector))
+        return {
+            info.path.removeprefix(f"{self._path}/"): RemoteFile(int(info.size), int(info.mtime_ns))
+            for info in found
+            if info.is_file
+        }
+
+    def put(self, source: Path, name: str) -> None:
+        """Copy a file of this machine to `name`, whole or not at all.
+
+        Raises:
+            OSError: the server cannot be reached, or does not let us.
+        """
+        import pyarrow.fs
+
+        target = f"{self._path}/{name}"
+        if self._filesystem.type_name in _WHOLE_OBJECTS:
+            pyarrow.fs.copy_files(str(source), target, destination_filesystem=self._filesystem)
+            return
+        self._filesystem.create_dir(target.rsplit("/", 1)[0], recursive=True)
+        pyarrow.fs.copy_files(str(source), f"{target}.part", destination_filesystem=self._filesystem)
+        self._filesystem.move(f"{target}.part", target)
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there (OSError: as for `put`)."""
+        with suppress(FileNotFoundError):
+            self._filesystem.delete_file(f"{self._path}/{name}")
 
     def _open(self, name: str) -> Any:
         return self._filesystem.open_input_file(f"{self._path}/{name}")

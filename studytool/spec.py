@@ -12,8 +12,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from studytool.data.cachefolder import cache_folder
 from studytool.errors import SpecError, unknown_name
 from studytool.models.backbones import check_model_choice
+from studytool.remote import is_remote
 from studytool.search_settings import Distribution, SearchSettings
 from studytool.settings import (
     FACTORS,
@@ -118,8 +120,16 @@ class StudySpec(Settings):
 
     @property
     def folder(self) -> Path:
-        """Where the study keeps its ledger, checkpoints, logs and tables."""
+        """Where the study keeps its ledger, checkpoints, logs and tables; of an address, its working copy."""
+        if self.storage_address is not None:
+            digest = hashlib.sha256(self.storage_address.encode()).hexdigest()[:16]
+            return cache_folder("studies") / digest / self.name
         return Path(self.output) / self.name
+
+    @property
+    def storage_address(self) -> str | None:
+        """The address of the study's folder, if `output` is an address."""
+        return f"{self.output.rstrip('/')}/{self.name}" if is_remote(self.output) else None
 
     def list_arms(self) -> tuple[Arm, ...]:
         """The cross product of `arms:` less what `exclude:` names, in the file's order."""

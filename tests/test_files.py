@@ -49,3 +49,12 @@ def test_json_refuses_what_json_cannot_say(tmp_path):
 def test_sha256_of_a_file(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256_of(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_a_folder_of_that_name_is_named_and_stays(tmp_path):
+    path = tmp_path / "folder"
+    path.mkdir()
+    with pytest.raises(IsADirectoryError) as caught, whole_file(path):
+        raise AssertionError("nothing is written")
+    assert caught.value.filename == str(path)
+    assert list(tmp_path.iterdir()) == [path]

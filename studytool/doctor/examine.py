@@ -99,7 +99,7 @@ def wanted_by(study: Path | None, overrides: Sequence[str] = ()) -> Wanted:
     spec = load_study(study, overrides)
     trials = [spec.trial(arm, {}, phase="single", number=0, seed=0) for arm in spec.list_arms()]
     return Wanted(
-        output=str(spec.folder),
+        output=spec.storage_address or str(spec.folder),
         data=spec.data.path,
         data_can_be_made=spec.data.simulate is not None,
         tracking_uri=spec.tracking.uri,

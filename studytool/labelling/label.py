@@ -82,6 +82,7 @@ def label_source(trial_folder: Path, request: Request, *, say: Say, progress: Pr
     """
     if request.embed is not None:
         check_embedding_name(request.embed)
+        _check_place(request.embed, request)
     dataset = _dataset(request)
     source = None if dataset is not None else recognize(request.source, request.options)
     _check_out(request, source)
@@ -122,12 +123,29 @@ def _check_out(request: Request, source: Source | None) -> None:
         raise DataError(f"{request.out}: STAR files can be written of a STAR file, this is {kind}; give a .csv")
     if ending == ".tbl" and not isinstance(source, DynamoSource):
         raise DataError(f"{request.out}: a Dynamo table can be written of a Dynamo table, this is {kind}; give a .csv")
-    if request.source.exists() and request.out.exists() and request.out.samefile(request.source):
-        raise DataError(f"{request.out}: is the source itself, which is left as it is; choose another name")
+    _check_place(request.out, request)
+    if request.per_class and _may_be_of_a_class(request):
+        raise DataError(
+            f"{request.source}: --per-class writes files named {request.out.stem}_CLASS.star, the source may be one of "
+            "them, which is left as it is; choose another name for --out"
+        )
     if request.split is not None and source is not None and not any(e.split == request.split for e in source.entries):
         raise DataError(f"{request.source}: no particle is in the split {request.split!r}; leave --split away")
     if request.split is not None and ending != ".csv":
         raise DataError(f"{request.out}: --split leaves particles out, a table has to keep them; give a .csv")
+
+
+def _check_place(out: Path, request: Request) -> None:
+    """Refuse a file that is the source or a folder, before anything is computed for it."""
+    if out.is_dir():
+        raise DataError(f"{out}: is a folder; give the name of a file")
+    if request.source.exists() and out.exists() and out.samefile(request.source):
+        raise DataError(f"{out}: is the source itself, which is left as it is; choose another name")
+
+
+def _may_be_of_a_class(request: Request) -> bool:
+    source, out = request.source.resolve(), request.out.resolve()
+    return source.parent == out.parent and source.name.startswith(f"{out.stem}_") and source.suffix == out.suffix
 
 
 def _of_dataset(predictor: Predictor, request: Request, say: Say, progress: Progress) -> tuple[Predictions, list[str]]:
@@ -219,6 +237,9 @@ def _say_scores(
     if not {*classes} <= {*predictions.classes}:
         return
     place = np.array([predictions.classes.index(name) for name in classes])
+    if split is None and dataset.fingerprint == predictor.record.data_fingerprint:
+        say("this is the dataset that the network was trained on; --split test scores it on volumes it has not seen")
+        return
     scores = score(predictions.probabilities, place[dataset.labels[rows]], len(predictions.classes))
     line = f"accuracy {scores.accuracy!r}, balanced {scores.balanced_accuracy!r}, against the labels of the dataset"
     logged = predictor.record.result.test

@@ -61,7 +61,7 @@ def _lines(star: Path, block: str, columns: Mapping[str, Sequence[str]], keep: C
     row = 0
     for _, line in lines_of_text(star):
         text = _COMMENT.sub("", line).rstrip()
-        if text.startswith("data_"):
+        if text.startswith("data_") and "/" not in text:  # else it is the path of a particle
             if inside and not loop:
                 yield from _single_values(names, columns)
             inside, loop, in_rows = text[5:] == block, False, False

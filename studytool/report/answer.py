@@ -58,17 +58,17 @@ def answer(
 
 
 _SEARCH_IS_OPTIMISTIC = (
-    "Nothing is confirmed yet: this is the best of several validation results of single runs, which is higher than "
-    "what the same arm reaches on average; the test split has not been read."
+    "It is not confirmed yet: this is the best of several validation results of single runs, which is higher than what "
+    "the same arm reaches on average; its test split has not been read."
 )
 
 
 def _of_those_confirmed(summaries: Sequence[ArmSummary]) -> str:
-    """What the headline has to begin with while arms wait for their confirmation, among them perhaps the best one."""
+    """How the headline begins while other arms wait for their confirmation; the search made this the best."""
     confirmed = sum(s.confirmed > 0 for s in summaries)
     if confirmed == len(summaries) or all(s.is_finished for s in summaries):
         return ""
-    return f"Of the {confirmed} of {words.count(len(summaries), 'arm')} that are confirmed so far, the best is "
+    return f"The best so far, with {confirmed} of {words.count(len(summaries), 'arm')} confirmed: "
 
 
 def _best_of_search(spec: StudySpec, winner: ArmSummary) -> str:
@@ -90,7 +90,8 @@ def _over_random(comparison: Comparison | None) -> list[str]:
     points = f"{abs(100 * interval.mean):.1f} points"
     side = "above" if interval.mean >= 0 else "below"
     if interval.low is None or interval.high is None:
-        return [f"{points} {side} random initialization in the one pair of runs there is"]
+        how_often = "the one pair of runs there is" if interval.count == 1 else "each pair of runs, too few to trust"
+        return [f"{points} {side} random initialization in {how_often}"]
     if comparison.verdict == "open":
         ends = f"[{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]".replace("-", "−")
         return [f"{points} {side} random initialization {ends}, which may be chance"]

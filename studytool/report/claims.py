@@ -6,7 +6,7 @@ Each arm is compared with the arm that differs from it in nothing but its random
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from studytool.report.compare import ArmSummary, confirm_runs, headline_metric, reference_arm
@@ -80,7 +80,7 @@ def compare_with_random(
     p_t = _holm_of_known([d.p_t if d else None for d in differences])
     p_wilcoxon = _holm_of_known([d.p_wilcoxon if d else None for d in differences])
     known = sum(p is not None for p in p_t)
-    return tuple(
+    compared = (
         Comparison(
             arm=summary.arm,
             reference=reference,
@@ -93,6 +93,8 @@ def compare_with_random(
         )
         for i, ((summary, reference), difference) in enumerate(zip(pairs, differences, strict=True))
     )
+    # The correction asks less of all but the smallest p than the reckoning of seeds does.
+    return tuple(replace(c, more_seeds=0) if c.verdict in ("better", "worse") else c for c in compared)
 
 
 def gaps_to_winner(

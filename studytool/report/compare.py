@@ -75,10 +75,10 @@ def summarize_arms(spec: StudySpec, records: Sequence[TrialRecord]) -> tuple[Arm
     """One summary per arm of the study file, in its order; trials of arms no longer in the file are left out.
 
     The winner is the arm with the best mean of the validation metric over its confirm runs (the best search value
-    where nothing is confirmed anywhere); of equal ones the cheaper. The test split has no part in it.
+    while an arm waits for its first one); of equal ones the cheaper. The test split has no part in it.
     """
     runs = {arm.name: _Runs.of(spec, [r for r in records if r.arm == arm.name]) for arm in spec.list_arms()}
-    winner = _winner(spec.metric, runs)
+    winner = _winner(spec.metric, runs, all_finished=all(_is_finished(spec, own) for own in runs.values()))
     summaries = []
     for arm in spec.list_arms():
         reference = reference_arm(spec, arm.name)
@@ -220,10 +220,11 @@ def _selected_value(metric: MetricSettings, record: TrialRecord) -> float:
     return last.best_value if metric.select == "best" else last.val.metric(metric.name)
 
 
-def _winner(metric: MetricSettings, runs: Mapping[str, _Runs]) -> str | None:
+def _winner(metric: MetricSettings, runs: Mapping[str, _Runs], *, all_finished: bool) -> str | None:
     confirmed = {name: (metric.sign * r.validation.mean, r) for name, r in runs.items() if r.validation}
     searched = {name: (metric.sign * r.best.last.best_value, r) for name, r in runs.items() if r.best and r.best.last}
-    candidates = confirmed or searched
+    # While some arms wait for their confirmation all are held against one another by their search.
+    candidates = confirmed if confirmed.keys() >= searched.keys() or all_finished else searched
     if not candidates:
         return None
 
@@ -243,7 +244,7 @@ def _trial_to_keep(metric: MetricSettings, runs: _Runs) -> str | None:
 
 def _is_finished(spec: StudySpec, runs: _Runs) -> bool:
     search = [r for r in runs.all if r.phase == "search"]
-    planned = spec.search.trials_per_arm if spec.search.space else 0
+    planned = spec.search.trials_planned
     if len(search) < planned or any(r.outcome is None for r in search):
         return False
     if planned and runs.best is None:

@@ -75,7 +75,7 @@ def importance_bars(shares: Mapping[str, float], stem: Path) -> tuple[Path, ...]
 
 
 def search_slices(spec: StudySpec, points: Sequence[SearchPoint], stem: Path) -> tuple[Path, ...]:
-    """The best validation value of every search trial against each tuned factor; pruned trials are hollow."""
+    """The best validation value of every ended search trial against each tuned factor; pruned trials are hollow."""
     names = list(spec.search.space)[:_MOST_FACTORS]
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
@@ -160,7 +160,7 @@ def _slice(ax: Axes, spec: StudySpec, points: Sequence[SearchPoint], name: str) 
     is_choice = distribution.kind == "choice"
     choices = [str(value) for value in distribution.ends]
     for index, arm in enumerate(spec.list_arms()):
-        own = [p for p in points if p.arm == arm.name and p.outcome is not Outcome.FAILED]
+        own = [p for p in points if p.arm == arm.name and p.outcome in (Outcome.COMPLETE, Outcome.PRUNED)]
         style = style_of(index)
         for finished in (True, False):
             some = [p for p in own if (p.outcome is Outcome.COMPLETE) == finished]
@@ -171,7 +171,7 @@ def _slice(ax: Axes, spec: StudySpec, points: Sequence[SearchPoint], name: str) 
             ax.scatter(x, y, s=26, marker=style["marker"], edgecolors=style["color"], facecolors=filled, label=label)
     if is_choice:
         ax.set_xticks(range(len(choices)), choices)
-    elif distribution.kind.startswith("log"):
+    elif distribution.kind.startswith("log") and any(p.outcome is not None for p in points):
         ax.set_xscale("log")
     ax.set_xlabel(name.replace("_", " "), fontsize=9)
     ax.grid(alpha=0.25)

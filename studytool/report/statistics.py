@@ -76,6 +76,8 @@ def mean_interval(
 ) -> Interval:
     """Mean and two-sided Student-t interval (Student, Biometrika 6 (1908) 1), cut at what the values can be at all.
 
+    Equal values have no interval: scores of a small split come in steps, so that a few alike say little of the scatter.
+
     Raises:
         ValueError: no values, or one that is not finite.
     """
@@ -85,7 +87,9 @@ def mean_interval(
     count, mean = int(array.size), float(array.mean())
     if count == 1:
         return Interval(mean, None, None, None, 1)
-    sd = float(array.std(ddof=1))
+    sd = float(array.round(12).std(ddof=1))
+    if sd == 0:
+        return Interval(mean, None, None, 0.0, count)
     half = float(stats.t.ppf((1 + level) / 2, count - 1)) * sd / math.sqrt(count)
     return Interval(mean, max(lowest, mean - half), min(highest, mean + half), sd, count)
 
@@ -101,15 +105,17 @@ def paired_difference(
     shared = sorted(first.keys() & second.keys())
     if not shared:
         return None
-    differences = np.array([first[seed] - second[seed] for seed in shared])
+    # Rounded, so that what is equal but for floating-point noise is no difference, and such differences are ties.
+    differences = np.array([first[seed] - second[seed] for seed in shared]).round(12)
     values = tuple(differences.tolist())
     interval = mean_interval(values, level=level)
     if len(shared) < 2:
         return PairedDifference(interval, None, None, values)
     if not differences.any():
         return PairedDifference(interval, 1.0, 1.0, values)
-    # Rounded, so that differences that are equal but for floating-point noise count as ties.
-    p_wilcoxon = float(stats.wilcoxon(differences.round(12)).pvalue)
+    if interval.low is None:
+        return PairedDifference(interval, None, None, values)
+    p_wilcoxon = float(stats.wilcoxon(differences).pvalue)
     return PairedDifference(interval, _p_of_t(interval), p_wilcoxon, values)
 
 
@@ -153,13 +159,13 @@ def further_seeds(
 ) -> int | None:
     """How many seeds more would likely make a paired difference differ from zero, if it is as large as it looks.
 
-    0 if it does already; None if it cannot be said (fewer than two seeds, no difference at all) or if more than `most`
-    seeds would be needed in total. The number is what gives a paired t test at level 1 - (1 - level) / comparisons the
+    0 if it does already; None if it cannot be said (fewer than two seeds, all alike, no difference) or if more than
+    `most` seeds would be needed in total. The number is what gives a paired t test at level 1 - (1 - level) / comparisons the
     asked power for the observed mean and deviation, by the noncentral t distribution (Cohen, Statistical Power
     Analysis for the Behavioral Sciences, 1988, chapter 2). A deviation from few seeds is itself uncertain: this is a
     plan, not a promise.
     """
-    if difference.sd is None or difference.mean == 0:
+    if not difference.sd or difference.mean == 0:
         return None
     alpha = (1 - level) / comparisons
     if _p_of_t(difference) < alpha:
@@ -211,7 +217,5 @@ def cost_ratio(first: Mapping[int, Spent], second: Mapping[int, Spent], *, level
 
 def _p_of_t(difference: Interval) -> float:
     assert difference.sd is not None
-    if difference.sd == 0:
-        return 0.0 if difference.mean else 1.0
     t = abs(difference.mean) / (difference.sd / math.sqrt(difference.count))
     return float(2 * stats.t.sf(t, difference.count - 1))

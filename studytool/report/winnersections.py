@@ -175,7 +175,8 @@ def _closer_look(
     if mistakes:
         caption = (
             f"The {len(mistakes)} most confident mistakes of {winner.best_trial}: middle slices across z, y and x; "
-            "what it is → what it was taken for, and how sure the network was."
+            "what it is → what it was taken for, and how sure the network was (before the calibration that "
+            "`studytool predict` applies)."
         )
         pictures.append(Picture(figures.mistake_slices(mistakes, dataset, folder / "mistakes"), caption))
     else:

@@ -27,10 +27,11 @@ PARTS = 4
 
 
 class Cause(Enum):
-    """Why an attempt at a trial failed: the TRIAL itself, a WORKER that died or raised, or the MEMORY was too small."""
+    """Why an attempt at a trial failed: the TRIAL itself, a WORKER that died or raised, a lost NODE, scarce MEMORY."""
 
     TRIAL = "trial"
     WORKER = "worker"
+    NODE = "node"
     MEMORY = "memory"
 
 
@@ -197,7 +198,8 @@ class Director:
         Args:
             trial_id: a running trial; another one is ignored.
             message: one line.
-            cause: a trial's own fault is not tried again, a worker's `RETRIES` times, want of memory once.
+            cause: a trial's own fault is not tried again, a worker's `RETRIES` times, want of memory once; the loss of
+                a node says nothing of the trial, which is tried again however often.
             details: a traceback, for the log.
         """
         trial = self._running.get(trial_id)
@@ -218,6 +220,8 @@ class Director:
         self._end(trial, Outcome.FAILED, message)
 
     def _may_try_again(self, trial: TrialSpec, cause: Cause) -> bool:
+        if cause is Cause.NODE:
+            return True
         if cause is Cause.WORKER:
             self._deaths[trial.trial_id] += 1
             return self._deaths[trial.trial_id] <= RETRIES

@@ -46,6 +46,8 @@ def _contains(wide: Mapping[str, Any], narrow: Mapping[str, Any]) -> bool:
 
 
 def _said(key: str, old: Any, new: Any) -> str:
+    if key == "data":
+        return f"other data (fingerprint {old[:12]}, now {new[:12]})"
     return f"{key} = {_short(old)}, the study file now says {_short(new)}"
 
 

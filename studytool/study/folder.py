@@ -14,6 +14,8 @@ from studytool.files import write_json, write_text
 from studytool.remote import is_remote
 from studytool.settings import TrackingSettings
 from studytool.spec import StudySpec, load_study
+from studytool.study.ledger import take_lock
+from studytool.study.storage import CHECKPOINTS, Storage
 from studytool.study.tracking.store import absolute_uri
 
 STUDY_FILE, ENVIRONMENT = "study.yaml", "environment.json"
@@ -39,7 +41,7 @@ def find_study(study: str, overrides: Sequence[str] = (), *, tracking_uri: str |
     """
     path = Path(study)
     if path.is_file():
-        return load_study(path, overrides)
+        return _brought_here(load_study(path, overrides))
     for folder in (path, Path(str(StudySpec.model_fields["output"].default)) / study):
         if folder.is_dir():
             return _study_of(folder, overrides)
@@ -72,6 +74,21 @@ def _study_of(folder: Path, overrides: Sequence[str]) -> StudySpec:
         raise StudytoolError(f"{folder}: holds no {STUDY_FILE}; give the study file it was run from instead")
     here = [f"output={json.dumps(str(folder.parent))}", f"name={json.dumps(folder.name)}"]  # it may have been moved
     return load_study(kept, [*here, *overrides])
+
+
+def _brought_here(spec: StudySpec) -> StudySpec:
+    """The same study; of one at an address, what is there has been copied to this machine."""
+    if spec.storage_address is None:
+        return spec
+    folder = spec.folder
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        lock = take_lock(folder)
+    except StudytoolError:
+        return spec  # its driver runs on this machine: the working copy is the latest
+    with lock:
+        Storage(spec.storage_address, folder).pull(without=CHECKPOINTS)
+    return spec
 
 
 def _from_anywhere(path: str) -> str:

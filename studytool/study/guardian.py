@@ -15,8 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -64,6 +64,14 @@ def mark(folder: Path) -> Iterator[None]:
         yield
     finally:
         del os.environ[MARK]
+
+
+def end_helpers(folder: Path, *, but: Collection[str]) -> None:
+    """End the children of this process that belong to the session of `folder`, except the programs named `but`."""
+    for process in psutil.Process().children():
+        with suppress(psutil.Error, OSError):  # it has ended by itself
+            if process.name() not in but and _has_mark(process, folder.name):
+                process.kill()
 
 
 def clear_up_after_the_dead() -> None:

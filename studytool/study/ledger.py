@@ -27,6 +27,7 @@ from studytool.results import EpochResult, Outcome, TrialRecord, to_dict, trial_
 from studytool.settings import HANDLING
 from studytool.spec import StudySpec
 from studytool.study.extending import first_forbidden_change
+from studytool.study.storage import HEAVY, Lease, Storage
 
 FORMAT = 1
 
@@ -44,10 +45,16 @@ class Ledger:
     def __init__(self, spec: StudySpec, data_fingerprint: str) -> None:
         self.folder = spec.folder.absolute()
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock = _take_lock(self.folder)
+        self._lock = take_lock(self.folder)
+        self.storage: Storage | None = None
+        self._lease: Lease | None = None
         self._records: dict[str, TrialRecord] = {}
         self.notes: tuple[str, ...] = ()
         try:
+            if spec.storage_address is not None:
+                self._lease = Lease(spec.storage_address)
+                self.storage = Storage(spec.storage_address, self.folder)
+                self.storage.pull(without=HEAVY)
             header = self._open_header(_what_results_depend_on(spec, data_fingerprint))
             self.uid: str = header["uid"]
             _refuse_lost_records(self.folder)
@@ -60,6 +67,8 @@ class Ledger:
 
     def close(self) -> None:
         """Let another process have the study."""
+        if self._lease is not None:
+            self._lease.close()
         self._lock.close()
 
     @property
@@ -77,7 +86,7 @@ class Ledger:
 
     def put(self, record: TrialRecord) -> TrialRecord:
         """Write a record, whole; it replaces the one with the same trial id."""
-        _write(self.trial_folder(record.trial_id) / "record.json", to_dict(record))
+        self._write(f"trials/{record.trial_id}/record.json", to_dict(record))
         self._records[record.trial_id] = record
         return record
 
@@ -90,8 +99,17 @@ class Ledger:
         """Set how a trial ended; a complete one is held by the checksum of its weights."""
         record = replace(self._records[trial_id], outcome=outcome, message=message)
         if outcome is Outcome.COMPLETE:
+            if self.storage is not None:
+                self.storage.fetch(f"trials/{trial_id}/best.json")
             record = replace(record, checkpoint_sha256=_checksum_of_weights(self.trial_folder(trial_id)))
         return self.put(record)
+
+    def _write(self, name: str, content: dict[str, Any]) -> None:
+        if self._lease is not None:
+            self._lease.check()
+        _write(self.folder / name, content)
+        if self.storage is not None:
+            self.storage.push(name)
 
     def _open_header(self, settings: dict[str, Any]) -> dict[str, Any]:
         path = self.folder / "study.json"
@@ -102,7 +120,7 @@ class Ledger:
                     "or give the study another name"
                 )
             header = {"format": FORMAT, "uid": uuid.uuid4().hex, "program": _program(), "settings": settings}
-            _write(path, header)
+            self._write(path.name, header)
             return header
         header = _read(path)
         if header.get("format") != FORMAT:
@@ -138,7 +156,7 @@ class Ledger:
                 "the search space is wider than before: older trials count, further ones are drawn from the whole of it"
                 " (search.trials_per_arm says how many there are in all)"
             )
-            _write(path, {**header, "settings": settings})
+            self._write(path.name, {**header, "settings": settings})
         self.notes = tuple(notes)
 
 
@@ -150,10 +168,15 @@ def set_aside(spec: StudySpec) -> Path | None:
     Raises:
         StudytoolError: another process runs the study.
     """
+    if spec.storage_address is not None:
+        raise StudytoolError(
+            f"{spec.storage_address}: --new cannot put results at an address aside; give the study another name "
+            "(--set name=…)"
+        )
     folder = spec.folder.absolute()
     if not folder.exists():
         return None
-    with _take_lock(folder):
+    with take_lock(folder):
         number = 1
         while (aside := folder.with_name(f"{folder.name}.before-{number}")).exists():
             number += 1
@@ -263,7 +286,8 @@ def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _take_lock(folder: Path) -> IO[str]:
+def take_lock(folder: Path) -> IO[str]:
+    """Hold a study's folder until the file is closed (StudytoolError: another process of this machine holds it)."""
     handle = (folder / ".lock").open("w")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -6,7 +6,8 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,12 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 
 import ray
+from ray._private.state import state as _state
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from studytool.errors import StudytoolError
+from studytool.settings import ResourceSettings
+from studytool.study.slots import Node, Slots, count_slots
 
 PATIENCE_SECONDS = 120.0
 """A node's first answer takes as long as Python, torch and the project need to load there."""
@@ -43,13 +47,7 @@ def ask_every_node(address: str, question: Callable[..., Any], *arguments: Any) 
     Raises:
         StudytoolError: there is no cluster, or it does not let us in.
     """
-    refuse_silence(address)
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, TimeoutError, ValueError, ray.exceptions.RayError) as error:
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise _no_cluster(address, line) from None
-    try:
+    with joined(address):
         nodes = sorted(
             (node for node in ray.nodes() if node["Alive"]), key=lambda node: str(node["NodeManagerAddress"])
         )
@@ -66,8 +64,84 @@ def ask_every_node(address: str, question: Callable[..., Any], *arguments: Any) 
         }
         ray.wait(list(calls.values()), num_returns=len(calls), timeout=PATIENCE_SECONDS)
         return tuple(_read(str(node["NodeManagerAddress"]), calls[node["NodeID"]], begin) for node in nodes)
+
+
+@contextmanager
+def joined(address: str) -> Iterator[None]:
+    """Be a driver of the running cluster at `address`; it runs on afterwards.
+
+    Raises:
+        StudytoolError: there is no cluster, or it does not let us in.
+    """
+    refuse_silence(address)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **_on_loopback(address))
+    except (ConnectionError, RuntimeError, TimeoutError, ValueError, ray.exceptions.RayError) as error:
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise _no_cluster(address, line) from None
+    try:
+        yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def job_client(address: str) -> Iterator[Any]:
+    """Ray's client for the jobs of the cluster whose dashboard is at http://HOST:PORT; what goes wrong is one line.
+
+    Raises:
+        StudytoolError: nothing answers there, or the cluster does not do what it was asked.
+    """
+    from ray.job_submission import JobSubmissionClient
+
+    logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
+    if not address.startswith(("http://", "https://")):
+        raise StudytoolError(
+            f"--address {address}: jobs go to the cluster's dashboard; give http://HOST:8265, to which "
+            "`ray dashboard CLUSTER.yaml` makes a tunnel"
+        )
+    try:
+        yield JobSubmissionClient(address)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise StudytoolError(
+            f"--address {address}: {line}; is the tunnel open (`ray dashboard CLUSTER.yaml`), and is "
+            "~/.ray/auth_token the cluster's?"
+        ) from None
+
+
+def nodes_there() -> tuple[Node, ...]:
+    """What the nodes of the cluster have that this process has joined, and what its autoscaler may bring."""
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    there = tuple(Node(int(has.get("CPU", 0)), float(has.get("GPU", 0))) for has in alive)
+    config = _state.get_cluster_config()
+    if config is None:
+        return there
+    # The autoscaler starts nodes when trials wait for them: a cluster may begin with its head alone.
+    kinds = [(group.resources, group.max_count) for group in config.node_group_configs]
+    coming = tuple(Node(int(has.get("CPU", 0)), float(has.get("GPU", 0)), count) for has, count in kinds if count > 0)
+    return max(there, coming, key=_size)
+
+
+def slots_on_cluster(resources: ResourceSettings, slots: Slots) -> Slots:
+    """How many trials such as `slots` says the cluster runs now: nodes come and go."""
+    return count_slots(resources, nodes_there(), cpu=slots.cpu, gpu=slots.gpu)
+
+
+def count_lost() -> int:
+    """How many nodes the cluster has lost since it came up."""
+    return sum(not node["Alive"] for node in ray.nodes())
+
+
+def _size(nodes: tuple[Node, ...]) -> tuple[float, float]:
+    return sum(node.gpus * node.count for node in nodes), sum(node.cores * node.count for node in nodes)
+
+
+def _on_loopback(address: str) -> dict[str, str]:
+    """A cluster on loopback has no node under this machine's other address, by which Ray would look for ours."""
+    head = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+    host = head.rpartition(":")[0]
+    return {"_node_ip_address": host} if host.startswith("127.") else {}
 
 
 def refuse_silence(address: str) -> None:

@@ -62,6 +62,8 @@ class Housekeeping(Observer):
         for pattern in patterns:
             for path in folder.glob(pattern):
                 path.unlink(missing_ok=True)
+        if self._ledger.storage is not None:
+            self._ledger.storage.remove(f"trials/{record.trial_id}", patterns)
 
 
 class TrialLogs(Observer):
@@ -99,3 +101,5 @@ class TrialLogs(Observer):
         path = self._ledger.trial_folder(record.trial_id) / LOG
         with path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
+        if self._ledger.storage is not None:
+            self._ledger.storage.push(f"trials/{record.trial_id}/{LOG}")

@@ -11,7 +11,7 @@ def plan_lines(plan: Plan) -> list[str]:
     spec = plan.spec
     width = max(len("arm"), *(len(arm.name) for arm in plan.arms))
     heading = f"{'arm':<{width}}  {'search':>9}  {'confirm':>9}  {'s/epoch':>8}  {'GiB':>6}  {'device-h':>8}"
-    lines = [f"study {spec.name}: {_count(len(plan.arms), 'arm')}; left to run, of what is planned:", heading]
+    lines = [f"study {spec.name}: {_count(len(plan.arms), 'arm')}; trials left / planned:", heading]
     lines += [_arm_line(arm, width, plan.slots.side_by_side) for arm in plan.arms]
     return [*lines, *total_lines(plan), *(f"note: {note}" for note in plan.notes), *missing_lines(plan)]
 
@@ -30,9 +30,8 @@ def total_lines(plan: Plan) -> list[str]:
         kind = spec.search.scheduler.kind
         stopped = kind != "none" and search
         share = sum(a.search * a.search_epochs for a in arms) / max(1, sum(a.search * a.most_epochs for a in arms))
-        early = f" if {kind} leaves {share:.0%} of the search's epochs, {most_hours:.3g} if it stops nothing" * bool(
-            stopped
-        )
+        early = f" if {kind} leaves {share:.0%} of the search's epochs to run, {most_hours:.3g} if it stops no trial"
+        early *= bool(stopped)
         lines.append(f"device-hours: {hours:.3g}{early}")
         at_once = _count(plan.slots.count, "trial") + " at once"
         lines.append(f"wall time: about {duration(plan.wall_seconds or 0.0)}, {at_once}, without starting and stopping")

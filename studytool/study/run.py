@@ -6,10 +6,12 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
+from studytool.data.cachefolder import cache_folder
 from studytool.data.damage import damaged_shards, leave_out
 from studytool.data.leakage import check_leakage
 from studytool.data.remote_copy import local_copy
@@ -35,6 +37,8 @@ from studytool.study.progress import Progress, say
 from studytool.study.reporting import try_report
 from studytool.study.signals import SIGNAL_EXIT_CODES, Signals
 from studytool.study.tracking import Tracker
+from studytool.training.predictions import PREDICTIONS
+from studytool.training.trained import WEIGHTS
 
 BUDGET = "budget"
 _MEASURE_SECONDS = 20.0
@@ -57,65 +61,85 @@ def run_study(
     verbose: bool = False,
     new: bool = False,
     estimate: bool = False,
+    address: str | None = None,
 ) -> StudyEnd:
     """Do what is missing of a study: data, search, confirmation, table.
 
     Whatever can be found out beforehand is found out before the first trial: data, weights, settings that differ from
     those of existing results. With `new` those are put aside, and the study is begun anew. With `estimate` it says
-    first what the study will take.
+    first what the study will take. With `address` the trials run on the Ray cluster there, else on a Ray of our own.
 
     Raises:
         StudytoolError: one line that says what has to be mended.
         EndedBySignal: a signal came before or after the trials.
     """
-    _check_weights(spec)
-    ensure_dataset(spec.data, console)
-    folder = local_copy(spec.data.path, look_again=True)
-    spec, folder, damage = _without_damage(spec, folder, console)
-    dataset = open_dataset(folder, spec.data.split)
-    notes = (*damage, *check_leakage(dataset).notes)
-    aside = set_aside(spec) if new else None
-    if aside:
-        say(console, f"begun anew; the results until now are in {aside}")
-    with (
-        Signals() as signals,
-        closing(Ledger(spec, dataset.fingerprint)) as ledger,
-        Tracker(spec.tracking.uri, spec, uid=ledger.uid) as tracker,
-    ):
-        for note in ledger.notes:
-            say(console, note)
-        environment = describe_environment(sys.argv)
-        keep_study(spec, environment)
-        tracker.open_study(yaml_text, environment, folder / "manifest.json")
-        tracker.catch_up(ledger.records)
-        if estimate:
-            _say_estimate(spec, console)
-        ended_by = _run_trials(spec, ledger, tracker, dataset.fingerprint, console, signals, verbose=verbose)
-        return _close(spec, ledger, tracker, ended_by, console, dataset, notes)
+    with Signals() as signals:
+        if address is not None:
+            from studytool.study.clustercheck import with_full_paths
+
+            spec = with_full_paths(spec, address)
+        _check_weights(spec)
+        ensure_dataset(spec.data, console)
+        folder = local_copy(spec.data.path, look_again=True)
+        damaged = _find_damage(spec, folder, console)
+        aside = set_aside(spec) if new else None
+        if aside:
+            say(console, f"begun anew; the results until now are in {aside}")
+        spec, folder, damage = _without_damage(spec, folder, damaged, console)
+        dataset = open_dataset(folder, spec.data.split)
+        notes = (*damage, *check_leakage(dataset).notes)
+        with (
+            closing(Ledger(spec, dataset.fingerprint)) as ledger,
+            Tracker(spec.tracking.uri, spec, uid=ledger.uid) as tracker,
+        ):
+            for note in ledger.notes:
+                say(console, note)
+            environment = describe_environment(sys.argv)
+            keep_study(spec, environment)
+            if ledger.storage is not None:
+                ledger.storage.push_all()
+            tracker.open_study(yaml_text, environment, folder / "manifest.json")
+            tracker.catch_up(ledger.records)
+            if estimate and address is None:  # it is measured on this machine, which may have no GPU
+                _say_estimate(spec, console)
+            ended_by = _run_trials(
+                spec, ledger, tracker, dataset.fingerprint, console, signals, verbose=verbose, address=address
+            )
+            return _close(spec, ledger, tracker, ended_by, console, dataset, notes)
 
 
-def _without_damage(spec: StudySpec, folder: Path, console: Console) -> tuple[StudySpec, Path, tuple[str, ...]]:
-    """Hold every shard against its checksum before anything relies on it; what to go on with, and what to say of it.
+def _find_damage(spec: StudySpec, folder: Path, console: Console) -> list[str]:
+    """Hold every shard against its checksum before anything relies on it; the names of the damaged ones.
 
     Raises:
         DataError: a shard is damaged, and `data.on_damage` is "stop".
     """
-    manifest = read_manifest(folder)
     with progress_of(console, f"checking {folder}") as on_progress:
-        damaged = damaged_shards(folder, manifest, on_progress)
+        damaged = damaged_shards(folder, read_manifest(folder), on_progress, notes=cache_folder("checked"))
+    if damaged and spec.data.on_damage == "stop":
+        raise DataError(
+            f"{folder / damaged[0]}: missing or damaged; {_count_damage(damaged, folder)} are; fetch or make the "
+            "dataset again, or set data.on_damage: skip to go on without them"
+        )
+    return damaged
+
+
+def _without_damage(
+    spec: StudySpec, folder: Path, damaged: list[str], console: Console
+) -> tuple[StudySpec, Path, tuple[str, ...]]:
+    """The study on what is left of its dataset, where that is, and what has to be said of it."""
     if not damaged:
         return spec, folder, ()
-    count = f"{len(damaged)} of {len(manifest.shards)} shards"
-    if spec.data.on_damage == "stop":
-        raise DataError(
-            f"{folder / damaged[0]}: missing or damaged, as are {count} in all; fetch or make the dataset again, or "
-            "set data.on_damage: skip to go on without them"
-        )
+    spec.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     rest = spec.folder.absolute() / "data-without-damage"
-    leave_out(folder, manifest, damaged, rest)
-    note = f"left out as damaged: {count} of {folder}, the first of them {damaged[0]}"
+    leave_out(folder, read_manifest(folder), damaged, rest)
+    note = f"left out as damaged: {_count_damage(damaged, folder)}, the first of them {damaged[0]}"
     say(console, note)
     return spec.model_copy(update={"data": spec.data.model_copy(update={"path": str(rest)})}), rest, (note,)
+
+
+def _count_damage(damaged: list[str], folder: Path) -> str:
+    return f"{len(damaged)} of {len(read_manifest(folder).shards)} shards of {folder}"
 
 
 def _say_estimate(spec: StudySpec, console: Console) -> None:
@@ -184,8 +208,10 @@ def _run_trials(
     signals: Signals,
     *,
     verbose: bool,
+    address: str | None,
 ) -> str | None:
     """Run what is missing; the name of the signal that ended it early, or None."""
+    from studytool.study.nodes import slots_on_cluster
     from studytool.study.tuning import plan_slots, ray_session, run_trials
 
     # The log first: of a trial that failed it is uploaded.
@@ -198,17 +224,30 @@ def _run_trials(
     say(
         console,
         f"study {spec.name}: {len(spec.list_arms())} arms, {left['search']} search and {left['confirm']} confirm "
-        f"trials to run; results in {spec.folder}",
+        f"trials to run; results in {spec.storage_address or spec.folder}",
     )
     try:
-        with ray_session() as scratch:
+        if address is not None:
+            from studytool.study.clustercheck import check_nodes
+
+            check_nodes(spec, address, console)
+        with ray_session(address) as scratch:
             signals.watch()  # Ray has put its own handlers in place
-            slots = plan_slots(spec.resources)
+            slots = plan_slots(spec.resources, on_cluster=address is not None)
+            slots_now = partial(slots_on_cluster, spec.resources, slots) if address is not None else None
             with Progress(spec, console, slots.count, verbose=verbose) as progress:
                 observers.append(progress)
                 progress.take_up(ledger.records)
                 director.announce_decided()
-                ended_by = run_trials(director, ledger.trial_folder, slots, scratch=scratch, signals=signals)
+                ended_by = run_trials(
+                    director,
+                    ledger.trial_folder,
+                    slots,
+                    scratch=scratch,
+                    signals=signals,
+                    slots_now=slots_now,
+                    storage_address=spec.storage_address,
+                )
     except BaseException:
         if signals.caught is None:
             raise
@@ -237,9 +276,21 @@ def _close(
     for summary in summaries:
         tracker.close_arm(summary)
     winner = next((s for s in summaries if s.is_winner), None)
+    storage = ledger.storage
+    if storage is not None:
+        if winner and winner.best_trial:
+            storage.fetch(f"trials/{winner.best_trial}/{WEIGHTS}")
+        for record in ledger.records:
+            if record.test is not None:
+                storage.fetch(f"trials/{record.trial_id}/{PREDICTIONS}")
     if winner and winner.best_trial:
         tracker.log_checkpoint(winner.best_trial, ledger.trial_folder(winner.best_trial))
     tracker.close_study(text, "INTERRUPTED" if ended_by else "COMPLETE")
+    # After a signal there is no time for it; `studytool report` writes it.
+    in_haste = ended_by in SIGNAL_EXIT_CODES
+    if not in_haste:
+        say(console, "writing the report")
+    written = () if in_haste else try_report(spec, ledger.records, dataset, console, embed=ended_by is None)
     console.print()
     if console.is_terminal:
         console.print(table_text(summaries, spec))
@@ -247,9 +298,8 @@ def _close(
             say(console, note)
     else:
         say(console, text)
-    # After a signal there is no time for it; `studytool report` writes it.
-    in_haste = ended_by in SIGNAL_EXIT_CODES
-    written = () if in_haste else try_report(spec, ledger.records, dataset, console, embed=ended_by is None)
+    if storage is not None:
+        storage.push_all()
     if written:
         tracker.log_report(written)
         say(console, f"report:            {written[0]}")

@@ -110,7 +110,7 @@ class ArmSearch:
     @property
     def proposed(self) -> int:
         """How many trials have been proposed, told ones among them."""
-        return len(self._study.trials)
+        return len(self._study.get_trials(deepcopy=False))
 
     @property
     def pareto_front(self) -> tuple[int, ...]:

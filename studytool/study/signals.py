@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 SIGNAL_EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 75}
 """75 asks batch systems that announce a time limit by SIGUSR1 to queue the job again."""
 LAST_SECONDS = 14.0
 """After a signal the process is gone within so long, even if something it waits for does not answer."""
+_SAME_SECONDS = 0.5
+"""The same signal again within so long is the first one: `timeout` sends it to its child and to the whole group."""
 
 
 class EndedBySignal(BaseException):
@@ -28,15 +33,17 @@ class EndedBySignal(BaseException):
 
 
 class Signals:
-    """While it is entered the first signal raises `EndedBySignal`; the next one leaves the process without a word.
+    """While it is entered the first signal raises `EndedBySignal`; the next one leaves the process with one line.
 
     The ledger and the checkpoints are whole at every moment, and the guardian ends what is left of Ray, so that
     leaving at once loses nothing but the running epochs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, last_seconds: float = LAST_SECONDS) -> None:
+        self._last_seconds = last_seconds
         self.caught: str | None = None
         """The signal that has come."""
+        self._came = 0.0
         self._previous: dict[int, Any] = {}
         self._last_call: threading.Timer | None = None
 
@@ -70,14 +77,37 @@ class Signals:
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         name = signal.Signals(number).name
-        code = SIGNAL_EXIT_CODES[name]
+        code, now = SIGNAL_EXIT_CODES[name], time.monotonic()
+        if self.caught == name and now - self._came < _SAME_SECONDS:
+            return
         if self.caught is not None:
-            os._exit(code)
-        self.caught = name
-        self._last_call = threading.Timer(LAST_SECONDS, os._exit, [code])
+            _leave(code, f"stopped at once by a second signal, {name}")
+        self.caught, self._came = name, now
+        words = f"ended by {name}; what it waited for did not answer within {self._last_seconds:g} s"
+        self._last_call = threading.Timer(self._last_seconds, _leave, [code, words])
         self._last_call.daemon = True
         self._last_call.start()
         raise EndedBySignal(name)
+
+
+@contextmanager
+def sheltered() -> Iterator[None]:
+    """Processes that are started meanwhile do not hear what ends a run: Ctrl-C and `timeout` mean their whole group.
+
+    The driver has to end them itself, by SIGKILL; a signal that comes meanwhile reaches this thread afterwards.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _numbers())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _leave(code: int, words: str) -> NoReturn:
+    # Not by `print`: the signal may have come in the middle of one.
+    with suppress(OSError):
+        os.write(2, f"studytool: {words}\n".encode())
+    os._exit(code)
 
 
 def _numbers() -> list[signal.Signals]:

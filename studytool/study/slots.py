@@ -1,8 +1,9 @@
-"""How many trials run side by side on a machine, and what each of them holds."""
+"""How many trials run side by side on a machine or a cluster, and what each of them holds."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from studytool.errors import StudytoolError
@@ -10,17 +11,27 @@ from studytool.settings import ResourceSettings
 
 
 @dataclass(frozen=True)
+class Node:
+    """The cores and GPUs of a machine; there are `count` machines like it."""
+
+    cores: int
+    gpus: float
+    count: int = 1
+
+
+@dataclass(frozen=True)
 class Slots:
-    """How many trials run side by side, and what each holds (CPU cores; GPUs or a share of one)."""
+    """How many trials run side by side, what each holds (CPU cores; GPUs or a share of one), and the most on a node."""
 
     count: int
     cpu: int
     gpu: float
+    on_one_node: int = 0
 
     @property
     def side_by_side(self) -> int:
         """How many trials share a device: a whole GPU is nobody else's, cores share a machine's memory and clock."""
-        return 1 if self.gpu >= 1 else self.count
+        return 1 if self.gpu >= 1 else self.on_one_node or self.count
 
 
 def share_out(resources: ResourceSettings, cores: int, gpus: float) -> Slots:
@@ -29,18 +40,41 @@ def share_out(resources: ResourceSettings, cores: int, gpus: float) -> Slots:
     Raises:
         StudytoolError: a trial asks for more than there is.
     """
+    return share_out_over(resources, [Node(cores, gpus)], place="this machine")
+
+
+def share_out_over(resources: ResourceSettings, nodes: Sequence[Node], *, place: str) -> Slots:
+    """The same for several machines; `place` is what the message calls the largest of them.
+
+    Raises:
+        StudytoolError: a trial asks for more than any machine has.
+    """
+    gpus, cores = max(node.gpus for node in nodes), max(node.cores for node in nodes)
     gpu = (1.0 if gpus else 0.0) if resources.gpu == "auto" else float(resources.gpu)
     if gpu > gpus:
-        raise StudytoolError(
-            f"resources.gpu: a trial asks for {gpu:g} GPUs, this machine has {gpus:g}; set it to 0 or auto"
-        )
-    by_gpu = int(gpus / gpu + 1e-9) if gpu else cores
-    cpu = max(1, cores // by_gpu) if resources.cpu == "auto" else resources.cpu
-    if cpu > cores:
-        raise StudytoolError(f"resources.cpu: a trial asks for {cpu} cores, this machine has {cores}")
-    most = max(1, min(by_gpu, cores // cpu))
-    count = most if resources.trials_at_once == "auto" else min(most, resources.trials_at_once)
-    return Slots(count=count, cpu=cpu, gpu=gpu)
+        raise StudytoolError(f"resources.gpu: a trial asks for {gpu:g} GPUs, {place} has {gpus:g}; set it to 0 or auto")
+    able = [node for node in nodes if node.cores and node.gpus >= gpu]
+    if resources.cpu == "auto":
+        cpu = min((max(1, node.cores // _by_gpu(node, gpu)) for node in able), default=1)
+    else:
+        cpu = resources.cpu
+    if not any(node.cores >= cpu for node in able):
+        raise StudytoolError(f"resources.cpu: a trial asks for {cpu} cores, {place} has {cores}")
+    return count_slots(resources, nodes, cpu=cpu, gpu=gpu)
+
+
+def count_slots(resources: ResourceSettings, nodes: Sequence[Node], *, cpu: int, gpu: float) -> Slots:
+    """How many trials that hold `cpu` cores and `gpu` GPUs run side by side on the nodes."""
+    most = [(min(_by_gpu(node, gpu), node.cores // cpu), node.count) for node in nodes if node.gpus >= gpu]
+    count = sum(trials * nodes_like_it for trials, nodes_like_it in most)
+    if resources.trials_at_once != "auto":
+        count = min(count, resources.trials_at_once)
+    on_one_node = min(count, max((trials for trials, _ in most), default=0))
+    return Slots(count=count, cpu=cpu, gpu=gpu, on_one_node=on_one_node)
+
+
+def _by_gpu(node: Node, gpu: float) -> int:
+    return int(node.gpus / gpu + 1e-9) if gpu else node.cores
 
 
 def gpu_names() -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from studytool.spec import StudySpec
 from studytool.study.budget import device_seconds_spent
 from studytool.study.ledger import read_records
 from studytool.study.plan import ArmPlan, Plan, plan_study
+from studytool.study.storage import is_held
 
 _LOCKS = Path("/proc/locks")
 
@@ -86,7 +87,7 @@ def study_status(spec: StudySpec) -> StudyStatus:
     plan = plan_study(spec, seconds_in_all=0)
     records = read_records(spec.folder)
     summaries = {summary.arm: summary for summary in summarize_arms(spec, records)}
-    runs = _is_running(spec.folder)
+    runs = _is_running(spec.folder) or (spec.storage_address is not None and is_held(spec.storage_address))
     left = sum(arm.search + arm.confirm for arm in plan.arms)
     spent = device_seconds_spent(records)
     hours_left = plan.device_hours() if left else 0.0
@@ -94,7 +95,7 @@ def study_status(spec: StudySpec) -> StudyStatus:
     winner = next((name for name, summary in summaries.items() if summary.is_winner), None)
     return StudyStatus(
         study=spec.name,
-        folder=str(spec.folder),
+        folder=spec.storage_address or str(spec.folder),
         state="running" if runs else "interrupted" if left else "finished",
         metric=spec.metric.name,
         arms=tuple(_arm(arm, summaries[arm.name], records) for arm in plan.arms),

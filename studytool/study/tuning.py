@@ -1,4 +1,4 @@
-"""Running a study's trials through Ray Tune: the only module that imports Ray.
+"""Running a study's trials through Ray Tune: beside study.nodes the only module that imports Ray.
 
 Ray Tune starts, feeds and restarts the workers; it decides nothing. Its searcher asks the director for the next trial,
 its stopper hands every epoch to the director, its callback tells of failures. Ray's own state on disk is disposable:
@@ -10,11 +10,15 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import math
 import os
+import time
 import traceback
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shutil import rmtree
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 # Read by Ray when it is imported: no telemetry, no folder change under a trial, no loggers of its own, no shipping of
@@ -25,9 +29,10 @@ os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # of what Ray's own processes would print on our terminal
 
 import ray
-from ray import tune
+from ray import cloudpickle, tune
 from ray.tune.search import Searcher
 
 from studytool.errors import DiskFullError, StudytoolError
@@ -36,20 +41,32 @@ from studytool.results import DeviceInfo, EpochResult, epoch_from_dict, to_dict
 from studytool.settings import ResourceSettings
 from studytool.spec import TrialSpec
 from studytool.study.director import Cause, Director
-from studytool.study.guardian import guarded_folder, mark
-from studytool.study.signals import Signals
-from studytool.study.slots import Slots, share_out
+from studytool.study.guardian import end_helpers, guarded_folder, mark
+from studytool.study.nodes import count_lost, joined, nodes_there
+from studytool.study.signals import Signals, sheltered
+from studytool.study.slots import Slots, share_out, share_out_over
+from studytool.study.storage import Storage, fresh_workplace
 from studytool.training.memory import is_out_of_memory, processes_killed_for_memory
 
 Answer = TypeVar("Answer")
 
 
 @contextmanager
-def ray_session() -> Iterator[Path]:
-    """A Ray of our own on this machine, and its folder; no cluster is joined, and nothing of it stays behind."""
+def ray_session(address: str | None = None) -> Iterator[Path]:
+    """A Ray of our own on this machine, or the running cluster at `address`, and a folder for what Ray Tune writes.
+
+    Of our own nothing stays behind; a cluster that was joined runs on.
+
+    Raises:
+        StudytoolError: there is no cluster at the address, or it does not let us in.
+    """
+    if address is not None:
+        with TemporaryDirectory(prefix="tune-", ignore_cleanup_errors=True) as name, joined(address):
+            yield Path(name)
+        return
     with guarded_folder() as folder:
         try:
-            with mark(folder):
+            with mark(folder), sheltered():
                 ray.init(
                     address="local",
                     include_dashboard=False,
@@ -59,21 +76,32 @@ def ray_session() -> Iterator[Path]:
                 )
             yield folder
         finally:
+            # Ray asks each of its processes to end and waits a second for it; these have nothing to put in order.
+            end_helpers(folder, but=("raylet", "gcs_server"))
             ray.shutdown()
 
 
-def plan_slots(resources: ResourceSettings) -> Slots:
+def plan_slots(resources: ResourceSettings, *, on_cluster: bool = False) -> Slots:
     """What the study's resources mean on the running Ray: "auto" is one GPU a trial where there are any, else one core.
 
     Raises:
         StudytoolError: a trial asks for more than there is.
     """
+    if on_cluster:
+        return share_out_over(resources, nodes_there(), place="the largest node of the cluster")
     available = ray.cluster_resources()
     return share_out(resources, int(available["CPU"]), available.get("GPU", 0.0))
 
 
 def run_trials(
-    director: Director, folder_of: Callable[[str], Path], slots: Slots, *, scratch: Path, signals: Signals
+    director: Director,
+    folder_of: Callable[[str], Path],
+    slots: Slots,
+    *,
+    scratch: Path,
+    signals: Signals,
+    slots_now: Callable[[], Slots] | None = None,
+    storage_address: str | None = None,
 ) -> str | None:
     """Run the director's trials until none is left; the name of the signal that ended it early, or None.
 
@@ -83,17 +111,19 @@ def run_trials(
         slots: how many trials at once, and what each holds.
         scratch: a folder for what Ray Tune writes, which nobody reads.
         signals: those that end the run.
+        slots_now: on a cluster, whose nodes come and go, says how many trials at once; each holds what `slots` says.
+        storage_address: where the workers put their checkpoints instead of `folder_of`.
 
     Raises:
         StudytoolError: the study cannot go on, for example since the disk is full; no trial is lost by it.
     """
     if director.finished:
         return None
-    # The director's observers say what happens, once; Ray's own messages would say it again, with tracebacks.
+    # The observers say what happens, once; Ray's own messages would say it again, with tracebacks.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     # Else Ray begins one trial after the other, and a free slot waits for the first epoch of the one before.
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.count)
-    bridge = _Bridge(director, folder_of, slots, signals)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(_MOST_PENDING)
+    bridge = _Bridge(director, folder_of, slots, signals, slots_now, storage_address)
     try:
         tune.Tuner(
             tune.with_resources(_Worker, _share),
@@ -117,6 +147,10 @@ def run_trials(
     return None
 
 
+_MOST_PENDING = 10_000  # `_Bridge.ask` says how many trials there are at once, not Ray Tune
+_LOOK_AT_NODES_SECONDS = 1.0
+
+
 class _Stop(BaseException):
     """Ends the run at once, past Ray Tune, which would take `error` for one of its own."""
 
@@ -132,6 +166,7 @@ class _Worker(tune.Trainable):
     """Walks `train_trial` in a worker process, one epoch per step; reused for one trial after another."""
 
     _epochs: Generator[EpochResult, None, None] | None = None
+    _workplace: Storage | None = None
 
     def setup(self, config: dict[str, Any]) -> None:
         import torch
@@ -149,14 +184,25 @@ class _Worker(tune.Trainable):
         self.cleanup()
         trial = TrialSpec.model_validate_json(config["trial"])
         side_by_side = config["side_by_side"]
-        self._epochs = train_trial(trial, Path(config["folder"]), trials_side_by_side=side_by_side)
+        folder = Path(config["folder"])
+        if config["storage"] is not None:
+            self._workplace = fresh_workplace(config["storage"], trial.trial_id)
+            folder = self._workplace.folder
+        self._epochs = train_trial(trial, folder, trials_side_by_side=side_by_side)
         self._device = to_dict(describe_device(choose_device(None), side_by_side))
         return True
 
     def step(self) -> dict[str, Any]:
+        from studytool.training.checkpoint import LAST
+        from studytool.training.predictions import PREDICTIONS
+        from studytool.training.trained import RECORD, WEIGHTS
+
         assert self._epochs is not None
         try:
             result = next(self._epochs)
+            if self._workplace is not None:
+                # In the order in which they are written: a trial stopped in between goes on as from a disk.
+                self._workplace.push(LAST, WEIGHTS, RECORD, PREDICTIONS)
         except Exception as error:
             self.cleanup()
             return {**_failure(error), "done": True}
@@ -172,6 +218,9 @@ class _Worker(tune.Trainable):
     def cleanup(self) -> None:
         if self._epochs is not None:
             self._epochs.close()
+        if self._workplace is not None:
+            rmtree(self._workplace.folder, ignore_errors=True)
+            self._workplace = None
 
 
 def _failure(error: Exception) -> dict[str, str]:
@@ -188,17 +237,32 @@ def _failure(error: Exception) -> dict[str, str]:
 
 
 DISK_FULL = "disk"
+_NOTICED_WITHIN_SECONDS = 10.0
+_ITS_TRIALS_BREAK_WITHIN_SECONDS = 60.0
 
 
 class _Bridge:
     """What the three hooks of Ray Tune share: the director, and which Ray trial is which of ours."""
 
-    def __init__(self, director: Director, folder_of: Callable[[str], Path], slots: Slots, signals: Signals) -> None:
+    def __init__(
+        self,
+        director: Director,
+        folder_of: Callable[[str], Path],
+        slots: Slots,
+        signals: Signals,
+        slots_now: Callable[[], Slots] | None,
+        storage_address: str | None,
+    ) -> None:
         self.director = director
         self.folder_of = folder_of
         self.slots = slots
         self.signals = signals
         self.ids: dict[str, str] = {}
+        self._slots_now = slots_now
+        self._storage_address = storage_address
+        self._looked = time.monotonic()
+        self._lost = 0 if slots_now is None else count_lost()
+        self._lost_at = -math.inf
         self._killed_for_memory = processes_killed_for_memory()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Bridge:
@@ -211,6 +275,7 @@ class _Bridge:
     def ask(self, ray_id: str) -> dict[str, Any] | str | None:
         """What Ray should start next; it has room for a trial more."""
         self.signals.watch()
+        self._look_at_nodes()
         director, slots = self.director, self.slots
         if director.finished:
             return str(Searcher.FINISHED)
@@ -225,12 +290,17 @@ class _Bridge:
         return {
             "trial": trial.model_dump_json(),
             "folder": str(self.folder_of(trial.trial_id)),
+            "storage": self._storage_address,
             "cpu": slots.cpu,
-            "holds_cpu": slots.cpu * slots.count if alone else slots.cpu,
+            "holds_cpu": slots.cpu * slots.on_one_node if alone else slots.cpu,
             "holds_gpu": max(1.0, slots.gpu) if alone and slots.gpu else slots.gpu,
             # A whole GPU of its own is shared with nobody; cores of one machine share its memory and clock.
             "side_by_side": 1 if alone else slots.side_by_side,
         }
+
+    def _look_at_nodes(self) -> None:
+        if self._slots_now is not None and time.monotonic() > self._looked + _LOOK_AT_NODES_SECONDS:
+            self.slots, self._looked = self._slots_now(), time.monotonic()
 
     def tell(self, ray_id: str, result: dict[str, Any]) -> bool:
         """An epoch or the end of a trial; whether Ray has to stop it."""
@@ -248,12 +318,27 @@ class _Bridge:
         """A worker process died, or did not come up."""
         details = str(error or "the worker ended without a word").strip()
         lines = details.splitlines()
-        line = "its process died" if isinstance(error, ray.exceptions.RayActorError) else lines[-1].strip()
+        died = isinstance(error, ray.exceptions.RayActorError) and "creation task" not in lines[0]
+        line = "its process died" if died else lines[-1].strip()
         cause, killed = Cause.WORKER, processes_killed_for_memory()
-        if killed > self._killed_for_memory:
+        if isinstance(error, ray.exceptions.RayError) and self._slots_now is not None and self._has_lost_a_node():
+            cause, line = Cause.NODE, "its node was lost"
+        elif self._slots_now is None and killed > self._killed_for_memory:
             self._killed_for_memory = killed
             cause, line = Cause.MEMORY, "its process was killed by the system"
         self._failed(self.ids[ray_id], line, cause, details)
+
+    def _has_lost_a_node(self) -> bool:
+        """Whether a node was lost just now; the cluster may notice it later than that its workers are silent."""
+        begun = time.monotonic()
+        while time.monotonic() < begun + _NOTICED_WITHIN_SECONDS:
+            lost = count_lost()
+            if lost > self._lost:
+                self._lost, self._lost_at = lost, time.monotonic()
+            if time.monotonic() < self._lost_at + _ITS_TRIALS_BREAK_WITHIN_SECONDS:
+                return True
+            time.sleep(0.5)
+        return False
 
     def _failed(self, trial_id: str, message: str, cause: Cause, details: str) -> None:
         self._guarded(lambda: self.director.failed(trial_id, message, cause=cause, details=details))
@@ -302,4 +387,14 @@ class _Failures(tune.Callback):
         self._bridge = bridge
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_info: Any) -> None:
-        self._bridge.broke(trial.trial_id, trial.get_error())
+        self._bridge.broke(trial.trial_id, _noted_error(trial))
+
+
+def _noted_error(trial: Any) -> Exception | None:
+    """Why a trial broke, from Ray Tune's own note; its `get_error` looks where that has not been copied to yet."""
+    noted = trial.pickled_error_file
+    if noted is None or not Path(noted).is_file():
+        return None
+    with Path(noted).open("rb") as file:
+        error: Exception = cloudpickle.load(file)  # written by this very process
+    return error

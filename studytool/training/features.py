@@ -5,17 +5,21 @@ activations for the same volume in every epoch and in every trial with the same 
 machine and written as a dataset of their own (see `studytool.data.shards`), which training then streams like volumes.
 
 An entry is named by the hash of all that its activations depend on: the volumes and which of them, the settings of the
-input, the weights of the frozen parts, how they are computed. It holds one view of every volume: the plain one or, with
-`views: N`, one of N fixed augmentations. Entries used longest ago make room for new ones; a damaged one is made again.
+input, the weights and the code of the frozen parts, how they are computed. It holds one view of every volume: the plain
+one or, with `views: N`, one of N fixed augmentations. Entries used longest ago make room for new ones; a damaged one is
+made again. Where the folder of the cache cannot be used, the activations are computed each time.
 """
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
+import logging
 import math
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +49,7 @@ FILL_BATCH = 32
 _IN_A_SHARD = 4096
 _LEAST_FLOPS_PER_BYTE = {"cpu": 50.0, "cuda": 5000.0}
 """Below this the frozen part is computed again sooner than its activations are read: a stem, on a GPU."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -102,8 +107,8 @@ class FeatureCache:
         self._model = model
         self._precision = precision
         self._memory_format = memory_format
-        self._root = cache_folder("features")
         self._weights = _digest_of_weights(model, cut.after)
+        self._code = _digest_of_code(model, cut.after)
         self._opened: dict[Path, tuple[Dataset, float]] = {}
 
     def serves(self, rows: NDArray[np.int64], settings: InputSettings, *, training: bool) -> bool:
@@ -112,7 +117,11 @@ class FeatureCache:
             return False
         views = settings.views or 1 if training and settings.augment else 1
         needed = 4 * self.cut.size * len(rows) * views
-        return needed <= min(bound_bytes(), shutil.disk_usage(self._root).free / 2)
+        try:
+            return needed <= min(bound_bytes(), shutil.disk_usage(cache_folder("features")).free / 2)
+        except OSError as error:
+            _log.warning("frozen parts are computed each time, the cache cannot be used: %s", error)
+            return False
 
     def entry(
         self, rows: NDArray[np.int64], settings: InputSettings, view: int | None, phase: Phase
@@ -120,8 +129,11 @@ class FeatureCache:
         """The activations of `rows`, in their order, as a dataset; and the seconds that computing one took.
 
         Computed if they are not there. Another process that is computing the same ones is waited for.
+
+        Raises:
+            OSError: the folder of the cache cannot be written or read, or is full.
         """
-        folder = self._root / self._name(rows, settings, view)
+        folder = cache_folder("features") / self._name(rows, settings, view)
         if folder not in self._opened:
             with self.meter.phase("data"), locked(folder):
                 entry = _open(folder) or self._fill(folder, rows, settings, view, phase)
@@ -139,11 +151,45 @@ class FeatureCache:
             shaped = [x.contiguous(memory_format=torch.channels_last_3d) if x.ndim == 5 else x for x in shaped]
         return shaped if len(shaped) > 1 else shaped[0]
 
+    def volumes(
+        self,
+        rows: NDArray[np.int64],
+        settings: InputSettings,
+        *,
+        batch_size: int,
+        training: bool,
+        seed: int,
+        view: int | None = None,
+    ) -> Feed:
+        """The volumes of `rows`, as the network takes them."""
+        return Feed(
+            self.dataset,
+            rows,
+            settings,
+            batch_size=batch_size,
+            training=training,
+            seed=seed,
+            device=self.device,
+            memory_format=self._memory_format,
+            meter=self.meter,
+            view=view,
+        )
+
+    def activations(self, volumes_B1DHW: torch.Tensor, phase: Phase) -> Activations:
+        """What the frozen part makes of volumes, computed now."""
+        with (
+            self.meter.phase(phase),
+            self.meter.step("features", tuple(volumes_B1DHW.shape)),
+            convolutions(repeatable=True),
+            autocast(self.device, self._precision),
+        ):
+            return _frozen(self._model, volumes_B1DHW, self.cut.after)
+
     def _fill(
         self, folder: Path, rows: NDArray[np.int64], settings: InputSettings, view: int | None, phase: Phase
     ) -> Dataset:
         shutil.rmtree(folder, ignore_errors=True)
-        make_room(self._root, folder, 4 * self.cut.size * len(rows))
+        make_room(folder.parent, folder, 4 * self.cut.size * len(rows))
         provenance: dict[str, Any] = {"kind": "features", "shapes": self.cut.shapes}
 
         def particles() -> Iterator[Particle]:
@@ -166,28 +212,12 @@ class FeatureCache:
     def _computed(
         self, rows: NDArray[np.int64], settings: InputSettings, view: int | None, phase: Phase
     ) -> Iterator[Particle]:
-        feed = Feed(
-            self.dataset,
-            rows,
-            settings,
-            batch_size=FILL_BATCH,
-            training=False,
-            seed=0,
-            device=self.device,
-            memory_format=self._memory_format,
-            meter=self.meter,
-            view=view,
-        )
+        feed = self.volumes(rows, settings, batch_size=FILL_BATCH, training=False, seed=0, view=view)
         classes = self.dataset.manifest.classes
         position = 0
         for volumes_B1DHW, labels_B in feed.epoch(0):
-            with (
-                self.meter.phase(phase),
-                self.meter.step("features", tuple(volumes_B1DHW.shape)),
-                convolutions(repeatable=True),
-                autocast(self.device, self._precision),
-            ):
-                activations = _pathways(_frozen(self._model, volumes_B1DHW, self.cut.after))
+            activations = _pathways(self.activations(volumes_B1DHW, phase))
+            with self.meter.phase(phase):
                 flattened = torch.cat([part.flatten(1) for part in activations], dim=1).float().cpu().numpy()
             for features, label in zip(flattened, labels_B.tolist(), strict=True):
                 yield Particle(
@@ -216,6 +246,7 @@ class FeatureCache:
             "framing": [framing.volume_shape_dhw, framing.clip_thw, framing.axes, framing.channels],
             "cut": [self.cut.after, self.cut.shapes],
             "weights": self._weights,
+            "code": self._code,
         }
         return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:40]
 
@@ -253,7 +284,12 @@ class CachedFeed:
     def epoch(self, epoch: int) -> Iterator[tuple[Activations, torch.Tensor]]:
         """The batches of one epoch: activations at the cut and labels [B] int64, both on the device."""
         view = view_of_epoch(self._settings, epoch) if self._training else None
-        entry, seconds_per_volume = self._cache.entry(self._rows, self._settings, view, self._phase)
+        try:
+            entry, seconds_per_volume = self._cache.entry(self._rows, self._settings, view, self._phase)
+        except OSError as error:  # a cache that is full or gone costs time, not the trial
+            _log.warning("frozen parts are computed in this epoch, the cache cannot be used: %s", error)
+            yield from self._computed(epoch)
+            return
         with self._meter.phase("data"):
             pinned = self._device.type == "cuda"
             batches = Stream(entry, np.arange(len(entry)), pin_memory=pinned, **self._options).epoch(epoch)
@@ -265,6 +301,17 @@ class CachedFeed:
             self._meter.cache_saved_seconds += seconds_per_volume * len(batch)
             labels_B = self._labels[torch.from_numpy(batch.rows_B)].to(self._device, non_blocking=True)
             yield self._cache.restored(batch.volumes_B1DHW), labels_B
+
+    def _computed(self, epoch: int) -> Iterator[tuple[Activations, torch.Tensor]]:
+        """The same batches without the cache."""
+        batch_size, seed = self._options["batch_size"], self._options["seed"]
+        volumes = self._cache.volumes(
+            self._rows, self._settings, batch_size=batch_size, training=self._training, seed=seed
+        )
+        for volumes_B1DHW, labels_B in volumes.epoch(epoch):
+            activations = self._cache.activations(volumes_B1DHW, self._phase)
+            parts = [part.float() for part in _pathways(activations)]
+            yield parts if isinstance(activations, list | tuple) else parts[0], labels_B
 
 
 def _frozen(model: StagedModel, volumes_B1DHW: torch.Tensor, upto: str) -> Activations:
@@ -288,6 +335,23 @@ def _digest_of_weights(model: StagedModel, upto: str) -> str:
             digest.update(f"{name}.{key}|{tensor.dtype}|{tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _digest_of_code(model: StagedModel, upto: str) -> str:
+    """What the frozen parts do with their weights: the network's name, its modules, and the files these are written in.
+
+    Two networks with the same weights need not compute the same, and nor does one whose file was edited.
+    """
+    backbone = str(model.description["backbone"])
+    parts = [model.framing, *(model.part(name) for name in model.part_names[: model.part_names.index(upto) + 1])]
+    modules = {type(module).__module__ for part in parts for module in part.modules()} | {backbone.partition(":")[0]}
+    files = {
+        inspect.getsourcefile(sys.modules[name])
+        for name in modules
+        if not name.startswith("torch.") and getattr(sys.modules.get(name), "__file__", None)
+    }
+    digests = sorted(sha256_of(Path(file)) for file in files if file and Path(file).is_file())
+    return hashlib.sha256(json.dumps([backbone, *map(repr, parts), *digests]).encode()).hexdigest()
 
 
 def _open(folder: Path) -> Dataset | None:

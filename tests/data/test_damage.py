@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import os
+import time
+
 import numpy as np
 import pytest
 
+from studytool.data import damage
 from studytool.data.damage import damaged_shards, leave_out
 from studytool.data.particles import Particle
 from studytool.data.shards import open_dataset, read_manifest, verify_dataset, write_dataset
 from studytool.data.splits import Recipe, store_split
 from studytool.data.splitting import make_split
 from studytool.errors import DataError
+from studytool.files import sha256_of
 
 
 def _particles():
@@ -47,6 +52,32 @@ def test_a_flipped_bit_a_cut_and_a_missing_file_are_named(dataset):
     found = damaged_shards(dataset, manifest, on_progress=lambda *counts: told.append(counts))
     assert found == ["part-00001.parquet", "part-00002.parquet", "part-00003.parquet"]
     assert told[-1] == (4, 4)
+
+
+def test_what_was_found_whole_is_not_read_again_unless_it_has_changed_or_a_week_has_passed(
+    dataset, tmp_path, monkeypatch
+):
+    manifest, notes = read_manifest(dataset), tmp_path / "notes"
+    read = []
+    monkeypatch.setattr(damage, "sha256_of", lambda path: read.append(path.name) or sha256_of(path))
+
+    def look() -> tuple[list[str], int]:
+        read.clear()
+        return damaged_shards(dataset, manifest, notes=notes), len(read)
+
+    assert look() == ([], 4)
+    assert look() == ([], 4)  # changed less than a moment ago: not trusted yet
+    now = time.time()
+    monkeypatch.setattr(damage.time, "time", lambda: now + 10)
+    assert look() == ([], 4)
+    assert look() == ([], 0)
+    before = (dataset / "part-00001.parquet").stat()
+    _flip(dataset / "part-00001.parquet")
+    assert look() == (["part-00001.parquet"], 1)
+    os.utime(dataset / "part-00001.parquet", (before.st_atime, before.st_mtime))
+    assert look() == (["part-00001.parquet"], 1)
+    monkeypatch.setattr(damage.time, "time", lambda: now + 8 * 24 * 3600)
+    assert look() == (["part-00001.parquet"], 4)
 
 
 def test_without_the_damaged_shards_the_rest_is_a_whole_dataset_with_its_splits(dataset, tmp_path):

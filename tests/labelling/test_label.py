@@ -169,6 +169,28 @@ def test_the_source_is_never_overwritten(trial: Path, home: Path):
     assert star.read_bytes() == before
 
 
+def test_nor_by_the_features_or_the_file_of_a_class(trial: Path, home: Path, tmp_path: Path):
+    volumes = tmp_path / "volumes.npz"
+    np.savez(volumes, volumes=np.zeros((1, 12, 12, 12), np.float32))
+    star = tmp_path / "new_ball.star"
+    star.write_bytes((home / "mrc" / "particles.star").read_bytes())
+    before = volumes.read_bytes(), star.read_bytes()
+    with pytest.raises(DataError, match="is the source itself"):
+        run(trial, volumes, tmp_path / "a.csv", embed=volumes)
+    with pytest.raises(DataError, match=r"new_CLASS\.star, the source may be one of them"):
+        run(trial, star, tmp_path / "new.star", per_class=True, options=ReadOptions(label="", root=home / "mrc"))
+    assert (volumes.read_bytes(), star.read_bytes()) == before
+
+
+@pytest.mark.parametrize("options", [{}, {"embed": Path("a.npz")}])
+def test_a_folder_of_that_name_is_refused_before_the_work(trial: Path, home: Path, tmp_path: Path, options):
+    options = {name: tmp_path / value for name, value in options.items()}
+    out = tmp_path / "a.csv"
+    (options.get("embed", out)).mkdir()
+    with pytest.raises(DataError, match="is a folder; give the name of a file"):
+        run(trial, home / "data", out, **options)
+
+
 def test_without_its_dataset_a_network_still_labels_and_says_what_it_cannot(trial: Path, home: Path, tmp_path: Path):
     moved = tmp_path / "trial"
     shutil.copytree(trial, moved)

@@ -80,8 +80,7 @@ def _promises(words: argparse.Namespace) -> list[tuple[str, Callable[[], Numbers
     ]
     for kind in writes.KINDS:
         killed = partial(writes.writers_killed, kind, work / f"killed-{kind}", words.writes, seed)
-        most = 5 if kind == "cache" else 100  # a copy that fails is tried again after a pause
-        failing = partial(writes.calls_failing, kind, work / f"failing-{kind}", most)
+        failing = partial(writes.calls_failing, kind, work / f"failing-{kind}", 100)
         promises += [(f"atomic writes: {kind}, killed", killed), (f"atomic writes: {kind}, failing calls", failing)]
     if disk.can_make_disks():
         promises.append(("disk full (small tmpfs)", partial(disk.disk_full, work)))

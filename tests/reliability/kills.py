@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 import shutil
+import subprocess
 import time
 from pathlib import Path
 
-import psutil
 from whole_study import STEPS_PER_EPOCH, TINY, Study
 
 from studytool.results import TrialRecord
@@ -15,6 +15,8 @@ from studytool.results import TrialRecord
 SCHEDULERS = {"asha": TINY, "fifo": TINY.replace("{asha: {grace_epochs: 1, reduction_factor: 2}}", "none")}
 SECONDS_PER_STEP = "0.05"
 """Slow enough that most moments of a study fall into its training."""
+SECONDS_OF_TRAINING = 8.0
+"""The latest moment at which a driver is killed is so long after the first step."""
 MOST_DEATHS = 2
 """A trial whose workers die more often than that is given up, as it should be."""
 
@@ -31,8 +33,19 @@ def reference(folder: Path, scheduler: str) -> Study:
             shutil.rmtree(folder / "studies")
             (folder / "mlflow.db").unlink(missing_ok=True)
         (folder / "count-steps").write_bytes(b"")
-        study.run()
-        (folder / "finished").touch()
+        (folder / "slow").write_text(SECONDS_PER_STEP)
+        begun, first_step = time.monotonic(), 0.0
+        process = study.start()
+        try:
+            while process.poll() is None and not first_step:
+                time.sleep(0.1)
+                first_step = time.monotonic() - begun if study.steps() else 0.0
+            _, err = process.communicate()
+        finally:
+            study.kill_what_runs()
+        if process.returncode:
+            raise BrokenPromiseError(f"exit code {process.returncode}: {err}")
+        (folder / "finished").write_text(str(first_step))
     return study
 
 
@@ -49,15 +62,14 @@ def worker_kills(folder: Path, count: int, seed: int, scheduler: str = "asha") -
         killed = 0
         process = study.start()
         try:
-            while process.poll() is None:
-                time.sleep(rng.uniform(0.2, 8))
+            while kills < count and _wait_for_steps(study, process):
+                time.sleep(rng.uniform(0, 2 * float(SECONDS_PER_STEP) * STEPS_PER_EPOCH))
                 workers = study.workers()
                 running = [r for r in study.records.values() if r.outcome is None] if workers else []
-                if kills < count and running and all(r.attempts <= MOST_DEATHS for r in running):
+                if running and all(r.attempts <= MOST_DEATHS for r in running):
                     rng.choice(workers).kill()
                     kills, killed = kills + 1, killed + 1
-                    attempts = sum(r.attempts for r in running)
-                    _wait_for_next_attempt(study, process, attempts)
+                    time.sleep(0.1)  # the last step of the killed worker is not the first one of the next
             _, err = process.communicate()
             if process.returncode:
                 raise BrokenPromiseError(f"exit code {process.returncode}: {err}")
@@ -82,16 +94,19 @@ def driver_kills(folder: Path, count: int, seed: int, scheduler: str = "asha") -
         BrokenPromiseError: a finished trial ran again or was lost, a process stayed, or the study ended in another way.
     """
     expected, rng = reference(folder / f"reference-{scheduler}", scheduler), random.Random(seed)
+    # From the start of the driver to well into the training, however long the start takes on this machine.
+    longest = float((expected.folder / "finished").read_text()) + SECONDS_OF_TRAINING
     kills, studies, lost_steps, gone = 0, 0, 0, 0.0
     while kills < count:
         study = _fresh(folder / f"drivers-{scheduler}-{studies}", expected)
         killed, finished = 0, False
         while not finished:
+            steps, epochs = study.steps(), _epochs(study)
             process = study.start()
             try:
                 # The last study is let through when there have been kills enough.
                 if kills < count:
-                    time.sleep(rng.uniform(1, 22))
+                    time.sleep(rng.uniform(0.5, longest))
                     finished = process.poll() is not None
                     process.kill()
                     process.communicate()
@@ -107,6 +122,10 @@ def driver_kills(folder: Path, count: int, seed: int, scheduler: str = "asha") -
                 study.kill_what_runs()
             gone = max(gone, study.seconds_until_gone())
             _check_kept(study)
+            # One trial at a time: of an epoch that was begun, and is not in the ledger, there is at most one.
+            unrecorded = study.steps() - steps - STEPS_PER_EPOCH * (_epochs(study) - epochs)
+            if abs(unrecorded) > STEPS_PER_EPOCH:
+                raise BrokenPromiseError(f"{study.folder}: {unrecorded} steps were computed that no record has")
         lost_steps += compare(study, expected, kills=killed)
         studies += 1
         shutil.rmtree(study.folder)
@@ -154,10 +173,16 @@ def _check_kept(study: Study) -> None:
     _ENDED[study.folder] = now
 
 
-def _wait_for_next_attempt(study: Study, process: psutil.Popen, attempts: int) -> None:
-    """Until the killed trial is under way again, so that the next kill meets another attempt."""
+def _epochs(study: Study) -> int:
+    """How many epochs the ledger has of all trials."""
+    return sum(len(r.epochs) for r in study.records.values()) if (study.folder / "studies").exists() else 0
+
+
+def _wait_for_steps(study: Study, process: subprocess.Popen[str]) -> bool:
+    """Until a training step more is computed; False if the study has ended before."""
+    steps = study.steps()
     while process.poll() is None:
-        running = [r for r in study.records.values() if r.outcome is None]
-        if sum(r.attempts for r in running) != attempts:
-            return
-        time.sleep(0.2)
+        if study.steps() != steps:
+            return True
+        time.sleep(0.02)
+    return False

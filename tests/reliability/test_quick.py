@@ -53,6 +53,6 @@ def test_writers_killed(work, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [kind for kind in writes.KINDS if kind != "cache"])
+@pytest.mark.parametrize("kind", writes.KINDS)
 def test_calls_that_fail(work, kind):
     assert writes.calls_failing(kind, work / f"failing-{kind}", 12)["failures"] > 12

@@ -80,7 +80,7 @@ def test_a_search_alone_is_called_optimistic_and_unfinished(study):
     spec, records = study
     found = said(spec, [r for r in records if r.phase == "search"])
     assert found.headline.startswith("So far r2plus1d_18 with Kinetics-400 video weights, nothing frozen has the best")
-    assert any("Nothing is confirmed yet" in s for s in found.how_sure)
+    assert any("It is not confirmed yet" in s for s in found.how_sure)
     assert found.state == "not confirmed"
 
 
@@ -98,5 +98,12 @@ def test_without_a_target_the_cost_is_that_of_a_training(tmp_path, study):
 def test_an_arm_that_waits_for_its_confirmation_may_be_the_best(study):
     spec, records = study
     found = said(spec, [r for r in records if r.phase == "search" or r.arm != WHOLE])
-    assert found.headline.startswith("Of the 2 of 3 arms that are confirmed so far, the best is r2plus1d_18 with")
+    assert found.headline.startswith("So far r2plus1d_18 with Kinetics-400 video weights, nothing frozen has the best")
+    assert found.state == "not confirmed"
+
+
+def test_the_best_of_the_search_leads_while_others_wait_for_their_confirmation(study):
+    spec, records = study
+    found = said(spec, [r for r in records if r.phase == "search" or r.arm == WHOLE])
+    assert found.headline.startswith("The best so far, with 1 of 3 arms confirmed: r2plus1d_18 with")
     assert found.state == "not finished"

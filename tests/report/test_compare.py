@@ -146,7 +146,7 @@ def test_gains_are_paired_by_seed_with_the_random_arm(spec, records):
     score = {
         (r.arm, r.seed): r.test.balanced_accuracy for r in records if r.phase == "confirm" and r.arm in (WHOLE, RANDOM)
     }
-    differences = [value - score[RANDOM, seed] for (arm, seed), value in score.items() if arm == WHOLE]
+    differences = [round(value - score[RANDOM, seed], 12) for (arm, seed), value in score.items() if arm == WHOLE]
     assert summary.reference == RANDOM
     assert summary.gain.interval == mean_interval(differences)
     assert by_arm(spec, records)[RANDOM].gain is None

@@ -117,6 +117,12 @@ def test_paired_differences_without_much_to_go_by():
     assert (same.p_t, same.p_wilcoxon) == (1.0, 1.0)
 
 
+def test_arms_that_are_equal_but_for_rounding_do_not_differ():
+    difference = paired_difference(dict.fromkeys(range(3), 0.1 + 0.2), dict.fromkeys(range(3), 0.3))
+    assert difference is not None
+    assert (difference.interval.mean, difference.p_t, difference.p_wilcoxon) == (0.0, 1.0, 1.0)
+
+
 def test_equal_differences_but_for_rounding_count_as_ties():
     first = {i: 0.1 * i + 0.1 for i in range(1, 7)}
     second = {i: 0.1 * i for i in range(1, 7)}
@@ -266,3 +272,12 @@ def test_paired_intervals_cover_the_true_difference_and_the_bootstrap_does_not()
         held["bootstrap"] += low <= 0.05 <= high
     assert 0.93 < held["t"] / 600 < 0.97
     assert held["bootstrap"] / 600 < 0.92
+
+
+def test_a_few_equal_values_are_no_certainty():
+    assert mean_interval([0.24, 0.24]) == Interval(0.24, None, None, 0.0, 2)
+    found = paired_difference({1: 0.4, 2: 0.5}, {1: 0.3, 2: 0.4})
+    assert found is not None
+    assert found.interval.low is None
+    assert found.p_t is None
+    assert further_seeds(found.interval) is None

@@ -203,6 +203,17 @@ def test_a_trial_whose_workers_keep_dying_is_failed_after_two_retries(driver):
     ledger.close()
 
 
+def test_a_trial_whose_nodes_are_lost_is_never_given_up(driver):
+    ledger = Ledger(driver.spec, "data")
+    director = Director(driver.spec, ledger, "data")
+    trial = director.next_trial()
+    for _attempt in range(RETRIES + 3):
+        director.failed(trial.trial_id, "its node was lost", cause=Cause.NODE)
+        assert director.next_trial() == trial
+    assert ledger.get(trial.trial_id).outcome is None
+    ledger.close()
+
+
 def test_a_trial_out_of_memory_is_tried_once_more_in_more_parts_also_after_a_resume(driver):
     ledger = Ledger(driver.spec, "data")
     director = Director(driver.spec, ledger, "data")

@@ -128,7 +128,7 @@ def test_ledgers_of_every_released_format_are_opened_and_continued(tmp_path, fol
 
 def test_changed_data_asks_for_another_name(driver, tmp_path):
     driver.run()
-    with pytest.raises(StudytoolError, match='data = "data", the study file now says "other data"'):
+    with pytest.raises(StudytoolError, match=r"other data \(fingerprint data, now other data\)"):
         Driver(tmp_path, fingerprint="other data").run()
 
 

@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from studytool.study.signals import SIGNAL_EXIT_CODES
+from studytool.study.signals import SIGNAL_EXIT_CODES, sheltered
 
 WORK = """
 import sys, time
 from studytool.study.signals import EndedBySignal, Signals
 try:
-    with Signals():
+    with Signals(last_seconds=float(sys.argv[2])):
         try:
             print("ready", flush=True)
             time.sleep(60)
@@ -25,8 +25,13 @@ except EndedBySignal as end:
 """
 
 
-def _start(seconds_to_save: float) -> subprocess.Popen[str]:
-    process = subprocess.Popen([sys.executable, "-c", WORK, str(seconds_to_save)], stdout=subprocess.PIPE, text=True)
+def _start(seconds_to_save: float, last_seconds: float = 14) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", WORK, str(seconds_to_save), str(last_seconds)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout.readline() == "ready\n"
     return process
 
@@ -44,12 +49,40 @@ def test_the_second_one_ends_it_at_once():
     process.send_signal(signal.SIGTERM)
     assert process.stdout.readline() == "saving\n"
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=30)[0] == ""
+    assert process.communicate(timeout=30) == ("", "studytool: stopped at once by a second signal, SIGINT\n")
     assert process.returncode == 130
+
+
+def test_the_same_one_twice_in_a_moment_is_one():
+    """`timeout` signals its child, and then the whole group, the child too."""
+    process = _start(0.3)
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "saving\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=30) == ("saved\n", "")
+    assert process.returncode == 143
 
 
 def test_a_program_that_hangs_while_it_saves_is_gone_all_the_same():
-    process = _start(600)
+    process = _start(600, last_seconds=0.2)
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60)[0] == "saving\n"
+    out, err = process.communicate(timeout=60)
+    assert out == "saving\n"
+    assert err == "studytool: ended by SIGINT; what it waited for did not answer within 0.2 s\n"
     assert process.returncode == 130
+
+
+def test_a_process_started_in_shelter_does_not_hear_what_ends_the_run():
+    with sheltered():
+        child = subprocess.Popen(
+            [sys.executable, "-c", "import sys; print('up', flush=True); sys.stdin.read()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+    assert child.stdout.readline() == "up\n"
+    for name in SIGNAL_EXIT_CODES:
+        child.send_signal(signal.Signals[name])
+    assert child.communicate("")[0] == ""
+    assert child.returncode == 0
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & {signal.Signals[name] for name in SIGNAL_EXIT_CODES}

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ import torch
 from training_data import particles, write
 
 from studytool.data.shards import open_dataset
+from studytool.errors import DiskFullError
 from studytool.models.adapt import Freezing
 from studytool.models.backbones import BACKBONES
 from studytool.models.build import build_model
@@ -158,6 +161,74 @@ def test_other_weights_are_another_entry(dataset_folder: Path, tmp_path: Path):
     changed = FeatureCache(cache._model, cache.cut, cache.dataset, "float32", torch.contiguous_format, CostMeter(CPU))
     changed.entry(rows, PLAIN, None, "train")
     assert len(entries(tmp_path)) == 2
+
+
+def test_another_network_with_the_same_weights_is_another_entry(
+    make_trial: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.syspath_prepend(tmp_path)
+    code = "from torch import nn\n\ndef net():\n    return nn.Sequential(nn.Sequential(nn.Conv3d(1, 4, 3), nn.{}()))\n"
+    for module, activation in {"with_relu": "ReLU", "with_tanh": "Tanh"}.items():
+        (tmp_path / f"{module}.py").write_text(code.format(activation))
+        trial = make_trial(backbone=f"{module}:net", freeze="backbone", augment=())
+        plain = list(train_trial(trial, tmp_path / f"{module}-plain"))
+        cached = list(train_trial(cached_like(trial), tmp_path / module))
+        assert cached[-1].cost.cache_fill_seconds > 0
+        assert curves(cached) == pytest.approx(curves(plain), rel=1e-5)
+
+
+def test_an_edited_network_is_another_entry(dataset_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    cache = make_cache(dataset_folder)
+    rows = cache.dataset.rows("val")
+    before = cache._name(rows, PLAIN, None)
+    edited = tmp_path / "training_nets.py"
+    edited.write_text("# edited")
+    monkeypatch.setattr(sys.modules["training_nets"], "__file__", str(edited))
+    assert make_cache(dataset_folder)._name(rows, PLAIN, None) != before
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def _put_a_file_in_its_place(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.write_text("")
+
+
+@pytest.mark.parametrize("augment", [(), ("turns", "noise")])
+@pytest.mark.parametrize("spoil", [_remove, _put_a_file_in_its_place])
+def test_a_cache_that_goes_away_costs_no_trial(
+    make_trial: MakeTrial, tmp_path: Path, spoil: Callable[[Path], None], augment: tuple[str, ...]
+):
+    trial = make_trial(freeze="stage1", augment=augment, views=3 if augment else None, max_epochs=4)
+    plain = curves(list(train_trial(trial, tmp_path / "plain")))
+    results = []
+    for result in train_trial(cached_like(trial), tmp_path / "cached"):
+        results.append(result)
+        if result.epoch == 1:
+            spoil(tmp_path / "cache" / "features")
+    assert curves(results) == pytest.approx(plain, rel=1e-5)
+
+
+def test_without_a_folder_for_it_nothing_is_kept(
+    make_trial: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("STUDYTOOL_CACHE", str(tmp_path / "file"))
+    trial = make_trial(freeze="stage1", augment=())
+    cached = list(train_trial(cached_like(trial), tmp_path / "cached"))
+    assert curves(cached) == curves(list(train_trial(trial, tmp_path / "plain")))
+
+
+def test_a_full_disk_stops_no_trial(make_trial: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(_particles: object, folder: Path, **_: object) -> None:
+        raise DiskFullError(folder)
+
+    monkeypatch.setattr("studytool.training.features.write_dataset", full)
+    trial = make_trial(freeze="stage1", augment=())
+    cached = list(train_trial(cached_like(trial), tmp_path / "cached"))
+    assert curves(cached) == pytest.approx(curves(list(train_trial(trial, tmp_path / "plain"))), rel=1e-5)
 
 
 def test_a_damaged_entry_is_made_again(dataset_folder: Path, tmp_path: Path):

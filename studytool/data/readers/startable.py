@@ -209,7 +209,7 @@ def _outline(path: Path) -> dict[str, _Block]:
         if not text or text.startswith("#"):
             continue
         where = f"{path}, line {number}"
-        if text.startswith("data_"):
+        if text.startswith("data_") and "/" not in text:  # else it is the path of a particle
             if len(text.split()) > 1 or text[5:] in blocks:
                 raise DataError(f"{where}: {text[:60]!r} starts a block, whose name has to be one word and its own")
             block = blocks[text[5:]] = _Block()

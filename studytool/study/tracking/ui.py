@@ -80,7 +80,7 @@ def mlflow_pages(uri: str, *, port: int | None = None) -> Iterator[tuple[str, su
     if address.startswith(("http:", "https:")):
         yield address.rstrip("/"), None
         return
-    chosen = _port() if port is None else port
+    chosen = _free((USUAL_PORT, 0) if port is None else (port,))
     with tempfile.TemporaryDirectory(prefix="studytool-ui-") as scratch:
         log = Path(scratch) / "server.log"
         process = _start(address, chosen, path.parent if path else Path(scratch), log)
@@ -146,10 +146,12 @@ def _group_lives(group: int) -> bool:
     return True
 
 
-def _port() -> int:
-    for port in (USUAL_PORT, 0):
+def _free(ports: tuple[int, ...]) -> int:
+    for port in ports:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((HOST, port))
             return int(probe.getsockname()[1])
-    raise StudytoolError("no port is free for MLflow's pages; name one with --port")
+    if 0 in ports:
+        raise StudytoolError("no port is free for MLflow's pages; name one with --port")
+    raise StudytoolError(f"--port {ports[0]}: is taken, or may not be used; name another one, or leave it away")
