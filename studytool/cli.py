@@ -65,12 +65,14 @@ def run(
     from rich.console import Console
 
     from studytool.spec import load_study
-    from studytool.study.run import BUDGET, run_study
-    from studytool.study.signals import SIGNAL_EXIT_CODES, EndedBySignal
 
     budget = {"device_hours": budget_hours, "trials": budget_trials}
     given = [f"budget.{name}={value}" for name, value in budget.items() if value is not None]
     spec = load_study(study, [*override, *given])
+    # Only now, as it takes seconds: a misspelt key is said at once.
+    from studytool.study.run import BUDGET, run_study
+    from studytool.study.signals import SIGNAL_EXIT_CODES, EndedBySignal
+
     try:
         end = run_study(
             spec,

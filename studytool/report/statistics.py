@@ -160,10 +160,10 @@ def further_seeds(
     """How many seeds more would likely make a paired difference differ from zero, if it is as large as it looks.
 
     0 if it does already; None if it cannot be said (fewer than two seeds, all alike, no difference) or if more than
-    `most` seeds would be needed in total. The number is what gives a paired t test at level 1 - (1 - level) / comparisons the
-    asked power for the observed mean and deviation, by the noncentral t distribution (Cohen, Statistical Power
-    Analysis for the Behavioral Sciences, 1988, chapter 2). A deviation from few seeds is itself uncertain: this is a
-    plan, not a promise.
+    `most` seeds would be needed in total. The number is what gives a paired t test at level 1 - (1 - level) /
+    comparisons the asked power for the observed mean and deviation, by the noncentral t distribution (Cohen,
+    Statistical Power Analysis for the Behavioral Sciences, 1988, chapter 2). A deviation from few seeds is itself
+    uncertain: this is a plan, not a promise.
     """
     if not difference.sd or difference.mean == 0:
         return None

@@ -328,7 +328,7 @@ def test_arms_have_their_means_in_the_columns_of_the_trials(finished):
     run = finished.runs()[WHOLE]
     mean = summary.test["balanced_accuracy"]
     assert run.data.metrics["test/balanced_accuracy"] == pytest.approx(mean.mean)
-    assert run.data.metrics["test/balanced_accuracy.low"] == pytest.approx(mean.low)
+    assert run.data.metrics.get("test/balanced_accuracy.low") == mean.low  # None where the seeds are alike
     assert run.data.metrics["cost/device_seconds"] == pytest.approx(summary.mean_confirm_cost.device_seconds)
     assert run.data.metrics["cost_of_all_trials/device_seconds"] == pytest.approx(summary.cost.device_seconds)
     assert run.data.metrics["trials/pruned"] == 1
