@@ -178,7 +178,7 @@ class Predictor:
             dataset,
             rows,
             self.trial.input,
-            batch_size=self.trial.train.batch_size,
+            batch_size=self.trial.train.volumes_at_once,
             training=False,
             seed=self.trial.seed,
             device=self.device,
@@ -257,7 +257,7 @@ class _SourceFeed:
         self._predictor = predictor
         self._preparer = preparer
         self._workers = workers
-        self._batch_size = predictor.trial.train.batch_size
+        self._batch_size = predictor.trial.train.volumes_at_once
         self.first: list[NDArray[np.float32]] = []
 
     def __len__(self) -> int:

@@ -250,6 +250,11 @@ class TrainSettings(Settings):
             raise ValueError(f"accumulate ({self.accumulate}) has to be at most batch_size ({self.batch_size})")
         return self
 
+    @property
+    def volumes_at_once(self) -> int:
+        """The most volumes that pass through the network together, in training and evaluation: a part of a batch."""
+        return -(-self.batch_size // self.accumulate)
+
 
 SECTIONS: Mapping[str, type[Settings]] = {"model": ModelSettings, "input": InputSettings, "train": TrainSettings}
 HANDLING = frozenset({"retry_out_of_memory"})

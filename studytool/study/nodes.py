@@ -11,10 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-# Read by Ray when it is imported.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+from studytool.study import rayenvironment  # noqa: F401 - first of all, since Ray reads it as it is imported
 
+# isort: split
 import ray
 from ray._private.state import state as _state
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

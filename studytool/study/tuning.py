@@ -21,16 +21,9 @@ from shutil import rmtree
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-# Read by Ray when it is imported: no telemetry, no folder change under a trial, no loggers of its own, no shipping of
-# the working folder, one line per problem.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
-os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
-os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # of what Ray's own processes would print on our terminal
+from studytool.study import rayenvironment  # noqa: F401 - first of all, since Ray reads it as it is imported
 
+# isort: split
 import ray
 from ray import cloudpickle, tune
 from ray.tune.search import Searcher

@@ -99,8 +99,11 @@ class FeatureCache:
         precision: Precision,
         memory_format: torch.memory_format,
         meter: CostMeter,
+        *,
+        at_once: int = FILL_BATCH,
     ) -> None:
         self.cut = cut
+        self._at_once = min(at_once, FILL_BATCH)
         self.dataset = dataset
         self.device = next(model.parameters()).device
         self.meter = meter
@@ -212,7 +215,7 @@ class FeatureCache:
     def _computed(
         self, rows: NDArray[np.int64], settings: InputSettings, view: int | None, phase: Phase
     ) -> Iterator[Particle]:
-        feed = self.volumes(rows, settings, batch_size=FILL_BATCH, training=False, seed=0, view=view)
+        feed = self.volumes(rows, settings, batch_size=self._at_once, training=False, seed=0, view=view)
         classes = self.dataset.manifest.classes
         position = 0
         for volumes_B1DHW, labels_B in feed.epoch(0):

@@ -129,7 +129,15 @@ class _Run:
             self.memory_format = choose_memory_format(trial.train.channels_last, self.model)
             self.model.to(device).to(memory_format=self.memory_format)
             cut = find_cut(self.model, device) if trial.cache == "auto" else None
-            self.cache = cut and FeatureCache(self.model, cut, dataset, self.precision, self.memory_format, meter)
+            self.cache = cut and FeatureCache(
+                self.model,
+                cut,
+                dataset,
+                self.precision,
+                self.memory_format,
+                meter,
+                at_once=trial.train.volumes_at_once,
+            )
             rows = training_rows(dataset, trial.input, trial.seed)
             self.train_feed = self._feed(rows, training=True)
             follow_statistics(self.model, len(self.train_feed))
@@ -293,20 +301,17 @@ class _Run:
         )
 
     def _feed(self, rows: NDArray[np.int64], *, training: bool) -> Batches:
+        train = self.trial.train
+        batch_size = train.batch_size if training else train.volumes_at_once
         if self.cache and self.cache.serves(rows, self.trial.input, training=training):
             return CachedFeed(
-                self.cache,
-                rows,
-                self.trial.input,
-                batch_size=self.trial.train.batch_size,
-                training=training,
-                seed=self.trial.seed,
+                self.cache, rows, self.trial.input, batch_size=batch_size, training=training, seed=self.trial.seed
             )
         return Feed(
             self.dataset,
             rows,
             self.trial.input,
-            batch_size=self.trial.train.batch_size,
+            batch_size=batch_size,
             training=training,
             seed=self.trial.seed,
             device=self.device,
