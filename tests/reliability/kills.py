@@ -12,7 +12,9 @@ from whole_study import STEPS_PER_EPOCH, TINY, Study
 
 from studytool.results import TrialRecord
 
-SCHEDULERS = {"asha": TINY, "fifo": TINY.replace("{asha: {grace_epochs: 1, reduction_factor: 2}}", "none")}
+# In both arms every layer is trained: the backbone counts its steps, and is slow, in training only.
+_TRAINED = TINY.replace("[none, backbone]", "[none, layer_decay]")
+SCHEDULERS = {"asha": _TRAINED, "fifo": _TRAINED.replace("{asha: {grace_epochs: 1, reduction_factor: 2}}", "none")}
 SECONDS_PER_STEP = "0.05"
 """Slow enough that most moments of a study fall into its training."""
 SECONDS_OF_TRAINING = 8.0
