@@ -121,5 +121,5 @@ def _percent(interval: Interval, *, signed: bool = False) -> str:
         return f"{100 * value:+.1f}" if signed else f"{100 * value:.1f}"
 
     if interval.low is None or interval.high is None:
-        return f"{show(interval.mean)} (1 seed)"
+        return f"{show(interval.mean)} ({'1 seed' if interval.count == 1 else f'{interval.count} alike'})"
     return f"{show(interval.mean)} [{show(interval.low)},{show(interval.high)}]"

@@ -176,7 +176,7 @@ def _closer_look(
         caption = (
             f"The {len(mistakes)} most confident mistakes of {winner.best_trial}: middle slices across z, y and x; "
             "what it is → what it was taken for, and how sure the network was (before the calibration that "
-            "`studytool predict` applies)."
+            "studytool predict applies)."
         )
         pictures.append(Picture(figures.mistake_slices(mistakes, dataset, folder / "mistakes"), caption))
     else:

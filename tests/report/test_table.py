@@ -73,6 +73,8 @@ def test_what_is_not_there_yet_is_said_so(spec):
 def test_one_seed_has_no_interval(spec, summaries):
     single = [replace(s, test={"balanced_accuracy": Interval(0.5, None, None, None, 1)}) for s in summaries]
     assert "50.0 (1 seed)" in plain_text(single, spec)
+    alike = [replace(s, test={"balanced_accuracy": Interval(0.5, None, None, 0.0, 3)}) for s in summaries]
+    assert "50.0 (3 alike)" in plain_text(alike, spec)
 
 
 def test_some_that_never_reached_the_target_are_counted(spec, summaries):
