@@ -224,7 +224,8 @@ def _winner(metric: MetricSettings, runs: Mapping[str, _Runs], *, all_finished: 
     confirmed = {name: (metric.sign * r.validation.mean, r) for name, r in runs.items() if r.validation}
     searched = {name: (metric.sign * r.best.last.best_value, r) for name, r in runs.items() if r.best and r.best.last}
     # While some arms wait for their confirmation all are held against one another by their search.
-    candidates = confirmed if confirmed.keys() >= searched.keys() or all_finished else searched
+    settled = all_finished or confirmed.keys() >= searched.keys()
+    candidates = confirmed if confirmed and settled else searched or confirmed
     if not candidates:
         return None
 

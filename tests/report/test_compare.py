@@ -78,6 +78,18 @@ def test_counts_costs_and_parameters(spec, records):
     assert summary.side_by_side == 2
 
 
+def test_a_study_without_confirmation_has_a_winner_by_its_search(tmp_path):
+    spec = make_spec(tmp_path, YAML.replace("seeds: 3", "seeds: 0"))
+    summaries = summarize_arms(spec, [r for _, r in make_trials(spec)])
+    assert all(s.is_finished for s in summaries)
+    assert [s.arm for s in summaries if s.is_winner] == [WHOLE]
+
+
+def test_while_an_arm_waits_for_its_confirmation_the_search_says_who_leads(spec, records):
+    some = [r for r in records if r.phase == "search" or r.arm == RANDOM]
+    assert [name for name, s in by_arm(spec, some).items() if s.is_winner] == [WHOLE]
+
+
 def test_the_winner_is_chosen_by_validation_and_never_by_test(spec, records):
     assert [s.arm for s in summarize_arms(spec, records) if s.is_winner] == [WHOLE]
     misleading = changed(records, lambda r: r.arm == RANDOM and r.test, test=1.0)
