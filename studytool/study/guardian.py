@@ -93,7 +93,7 @@ def clear_up(folder: Path) -> None:
     # Until none is found twice: a process may be starting another one while it is looked for.
     quiet = 0
     while quiet < 2 and time.monotonic() < deadline:
-        found = _processes_of(folder.name)
+        found = _processes_of(folder)
         for process in found:
             try:
                 process.kill()
@@ -104,12 +104,13 @@ def clear_up(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _processes_of(name: str) -> list[psutil.Process]:
+def _processes_of(folder: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
             ended = process.status() == psutil.STATUS_ZOMBIE
-            if not ended and process.pid != os.getpid() and _has_mark(process, name):
+            is_other = not ended and process.pid != os.getpid()
+            if is_other and (_has_mark(process, folder.name) or _is_ray_with_files_in(process, folder)):
                 found.append(process)
         except (psutil.Error, OSError):
             continue  # another user's, or ended meanwhile
@@ -122,6 +123,17 @@ def _has_mark(process: psutil.Process, name: str) -> bool:
         # Ray's processes write their title over the beginning of it, at which psutil stops reading.
         return f"{MARK}={name}".encode() in environment.read_bytes().split(b"\0")
     return process.environ().get(MARK) == name
+
+
+def _is_ray_with_files_in(process: psutil.Process, folder: Path) -> bool:
+    """Whether a process has a name of Ray's and an open file in the session's folder: its title may hide its mark."""
+    if not process.name().startswith("ray"):
+        return False
+    for entry in Path(f"/proc/{process.pid}/fd").glob("*"):
+        with suppress(OSError):  # closed meanwhile
+            if entry.readlink().is_relative_to(folder):
+                return True
+    return False
 
 
 def _wait_and_clear_up(folder: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from studytool.study.guardian import MARK, clear_up_after_the_dead
+from studytool.study.guardian import MARK, clear_up, clear_up_after_the_dead
 
 DRIVER = """
 import os, subprocess, sys
@@ -89,3 +89,27 @@ def test_what_a_driver_left_that_was_killed_with_its_guardian_is_cleared_up_by_t
 
 def test_the_mark_is_not_on_this_process():
     assert MARK not in os.environ
+
+
+def test_a_process_of_rays_that_hides_its_mark_is_known_by_its_open_files(tmp_path):
+    (tmp_path / "session").mkdir()
+    (tmp_path / "other").mkdir()
+    begin = "import sys, time; open('/proc/self/comm', 'w').write(sys.argv[1]); file = open(sys.argv[2], 'w'); "
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", begin + "print(flush=True); time.sleep(600)", name, tmp_path / where / "log"],
+            stdout=subprocess.PIPE,
+        )
+        for name, where in [("ray::Agent", "session"), ("ray::Agent", "other"), ("tail", "session")]
+    ]
+    try:
+        for process in started:
+            assert process.stdout
+            process.stdout.readline()
+        clear_up(tmp_path / "session")
+        _wait_for(lambda: started[0].poll() is not None)
+        assert [process.poll() for process in started[1:]] == [None, None]
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
