@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from studytool.results import Cost, DeviceInfo, EpochResult, Outcome, Scores, TrialRecord
 from studytool.seeds import derive_seed
 from studytool.spec import StudySpec, TrialSpec, load_study
+from studytool.study.director import new_record
 
 CLASSES = ("apoferritin", "barrel", "hexamer", "ribosome")
 YAML = """\
@@ -129,15 +131,8 @@ def make_trials(spec: StudySpec) -> list[tuple[TrialSpec, TrialRecord]]:
 def make_record(
     trial: TrialSpec, outcome: Outcome | None, epochs: tuple[EpochResult, ...] = (), message: str = ""
 ) -> TrialRecord:
-    return TrialRecord(
-        trial_id=trial.trial_id,
-        arm=trial.arm,
-        phase=trial.phase,
-        number=trial.number,
-        source=trial.source,
-        seed=trial.seed,
-        parameters={name: list(v) if isinstance(v, tuple) else v for name, v in trial.parameters.items()},
-        config_hash=trial.config_hash("fingerprint"),
+    return replace(
+        new_record(trial, "fingerprint"),
         outcome=outcome,
         epochs=epochs,
         message=message,

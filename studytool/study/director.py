@@ -133,7 +133,7 @@ class Director:
         trial = self._again.pop(0) if self._again else self._next_search() or self._next_confirm()
         if trial is None:
             return None
-        record = self._ledger.get(trial.trial_id) or _new_record(trial, self._fingerprint)
+        record = self._ledger.get(trial.trial_id) or new_record(trial, self._fingerprint)
         resumed = self._ledger.get(trial.trial_id) is not None
         record = self._ledger.put(replace(record, attempts=record.attempts + 1 if resumed else 1))
         self._running[trial.trial_id] = trial
@@ -275,7 +275,7 @@ class Director:
             if same_as is None:
                 state.hold(number, parameters)
                 return trial
-            self._ledger.put(replace(_new_record(trial, self._fingerprint), same_as=same_as))
+            self._ledger.put(replace(new_record(trial, self._fingerprint), same_as=same_as))
             state.waiting.append((number, parameters))
             self._settle_waiting(state)
 
@@ -329,7 +329,8 @@ def _in_parts(trial: TrialSpec, parts: int | None) -> TrialSpec:
     return trial.model_copy(update={"train": trial.train.model_copy(update={"accumulate": parts})})
 
 
-def _new_record(trial: TrialSpec, data_fingerprint: str) -> TrialRecord:
+def new_record(trial: TrialSpec, data_fingerprint: str) -> TrialRecord:
+    """The record of a trial that has not begun yet."""
     return TrialRecord(
         trial_id=trial.trial_id,
         arm=trial.arm,

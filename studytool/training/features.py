@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
 from studytool.data.cachefolder import bound_bytes, cache_folder, locked, make_room
+from studytool.data.damage import damaged_shards
 from studytool.data.particles import Particle
 from studytool.data.shards import Dataset, open_dataset, write_dataset
 from studytool.data.stream import Stream
@@ -363,8 +364,6 @@ def _open(folder: Path) -> Dataset | None:
         return None
     try:
         entry = open_dataset(folder)
-        if all(sha256_of(folder / shard.name) == shard.sha256 for shard in entry.manifest.shards):
-            return entry
     except DataError:
-        pass
-    return None
+        return None
+    return None if damaged_shards(folder, entry.manifest, notes=cache_folder("checked")) else entry

@@ -81,12 +81,7 @@ def worker_kills(folder: Path, count: int, seed: int, scheduler: str = "asha") -
         lost_steps += compare(study, expected, kills=killed)
         studies += 1
         shutil.rmtree(study.folder)
-    return {
-        "kills": kills,
-        "studies": studies,
-        "steps repeated per kill": round(lost_steps / kills, 2),
-        "seconds until all processes were gone": round(gone, 1),
-    }
+    return _figures(kills, studies, lost_steps, gone)
 
 
 def driver_kills(folder: Path, count: int, seed: int, scheduler: str = "asha") -> dict[str, float]:
@@ -131,12 +126,7 @@ def driver_kills(folder: Path, count: int, seed: int, scheduler: str = "asha") -
         lost_steps += compare(study, expected, kills=killed)
         studies += 1
         shutil.rmtree(study.folder)
-    return {
-        "kills": kills,
-        "studies": studies,
-        "steps repeated per kill": round(lost_steps / kills, 2),
-        "seconds until all processes were gone": round(gone, 1),
-    }
+    return _figures(kills, studies, lost_steps, gone)
 
 
 def compare(study: Study, expected: Study, *, kills: int) -> int:
@@ -150,6 +140,15 @@ def compare(study: Study, expected: Study, *, kills: int) -> int:
     if not 0 <= repeated <= kills * STEPS_PER_EPOCH:
         raise BrokenPromiseError(f"{study.folder}: {repeated} steps were repeated for {kills} kills")
     return repeated
+
+
+def _figures(kills: int, studies: int, lost_steps: int, gone: float) -> dict[str, float]:
+    return {
+        "kills": kills,
+        "studies": studies,
+        "steps repeated per kill": round(lost_steps / kills, 2),
+        "seconds until all processes were gone": round(gone, 1),
+    }
 
 
 def _fresh(folder: Path, expected: Study) -> Study:
