@@ -166,6 +166,8 @@ def _prepare(machines: Machines) -> None:
             "RAY_TMPDIR": folder,
             MARK: f"{folder}@{address}",
             "STUDYTOOL_MLFLOW_PORT": machines.mlflow_port,
+            # What is logged in would be taken for a child of `uv run pytest`, and Ray would ship its folder.
+            "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         }
         # Only one SetEnv counts.
         settings += [f"Match LocalAddress {address}", "SetEnv " + " ".join(f"{k}={v}" for k, v in environment.items())]

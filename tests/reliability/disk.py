@@ -29,7 +29,7 @@ def disk_full(folder: Path) -> dict[str, float]:
     expected = reference(folder / "reference-asha", "asha")
     place = folder / "full"
     shutil.rmtree(place, ignore_errors=True)
-    study = Study(place)
+    study = Study(place, expected.text)
     shutil.copytree(expected.folder / "data", place / "data")
     (place / "count-steps").touch()
     (place / "slow").write_text("0.05")

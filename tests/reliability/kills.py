@@ -131,8 +131,13 @@ def driver_kills(folder: Path, count: int, seed: int, scheduler: str = "asha") -
 
 def compare(study: Study, expected: Study, *, kills: int) -> int:
     """Check that a study ended as the other one did, to the last bit, here and in MLflow; the steps it did twice."""
-    if study.what_was_found() != expected.what_was_found():
-        raise BrokenPromiseError(f"{study.folder} ended otherwise than {expected.folder}")
+    found, wanted = study.what_was_found(), expected.what_was_found()
+    for trial_id in sorted({*found, *wanted}):
+        if found.get(trial_id) != wanted.get(trial_id):
+            raise BrokenPromiseError(
+                f"{study.folder} ended otherwise than {expected.folder}: {trial_id} is\n"
+                f"{found.get(trial_id)}\nwhere it was\n{wanted.get(trial_id)}"
+            )
     problems = study.problems_in_mlflow()
     if problems:
         raise BrokenPromiseError(f"{study.folder}: {problems[0]} ({len(problems)} problems in MLflow)")
