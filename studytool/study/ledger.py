@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import uuid
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -30,6 +31,8 @@ from studytool.study.extending import first_forbidden_change
 from studytool.study.storage import HEAVY, Lease, Storage
 
 FORMAT = 1
+LOCK = ".lock"
+"""Held by the process that runs the study; the file stays, and tells one folder from another of the same name."""
 
 
 class Ledger:
@@ -61,6 +64,9 @@ class Ledger:
             for path in _record_files(self.folder):
                 record = _read_record(path)
                 self._records[record.trial_id] = record
+            self.notes += tuple(
+                f"{arm}: search trial {number} is gone; it is run again" for arm, number in gaps(self.records)
+            )
         except BaseException:
             self.close()
             raise
@@ -107,6 +113,11 @@ class Ledger:
     def _write(self, name: str, content: dict[str, Any]) -> None:
         if self._lease is not None:
             self._lease.check()
+        if not _is_lock_of(self.folder, self._lock):
+            raise StudytoolError(
+                f"{self.folder}: was moved, removed or replaced while the study ran; what it has found until now is "
+                "where the folder is; put it back, and the same command goes on"
+            )
         _write(self.folder / name, content)
         if self.storage is not None:
             self.storage.push(name)
@@ -185,6 +196,15 @@ def set_aside(spec: StudySpec) -> Path | None:
             folder.mkdir(mode=0o700)
             (aside / "mlflow").rename(folder / "mlflow")
     return aside
+
+
+def gaps(records: Sequence[TrialRecord]) -> list[tuple[str, int]]:
+    """Search trials, as arm and number, whose folders were removed although later ones of their arm are there."""
+    there: dict[str, set[int]] = {}
+    for record in records:
+        if record.phase == "search":
+            there.setdefault(record.arm, set()).add(record.number)
+    return [(arm, number) for arm, numbers in there.items() for number in range(max(numbers)) if number not in numbers]
 
 
 def read_records(folder: Path) -> tuple[TrialRecord, ...]:
@@ -288,10 +308,20 @@ def _digest(content: dict[str, Any]) -> str:
 
 def take_lock(folder: Path) -> IO[str]:
     """Hold a study's folder until the file is closed (StudytoolError: another process of this machine holds it)."""
-    handle = (folder / ".lock").open("w")
+    while True:
+        handle = (folder / LOCK).open("w")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            handle.close()
+            raise StudytoolError(f"{folder}: this study is already running in another process") from error
+        if _is_lock_of(folder, handle):
+            return handle
+        handle.close()  # the folder was put aside in this moment
+
+
+def _is_lock_of(folder: Path, handle: IO[str]) -> bool:
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        handle.close()
-        raise StudytoolError(f"{folder}: this study is already running in another process") from error
-    return handle
+        return os.path.samestat(os.fstat(handle.fileno()), (folder / LOCK).stat())
+    except FileNotFoundError:
+        return False
