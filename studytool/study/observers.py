@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from studytool.results import EpochResult, Outcome, TrialRecord
@@ -24,12 +25,12 @@ class TellTracker(Observer):
 
     def trial_started(self, trial: TrialSpec, record: TrialRecord) -> None:
         """Begin the trial's run, or take it up."""
-        run = self._runs[record.trial_id] = self._tracker.open_trial(trial, record.config_hash)
-        if run not in (record.trial_id, record.mlflow_run):
-            self._ledger.put(replace(record, mlflow_run=run))
+        self._runs[record.trial_id] = self._tracker.open_trial(trial, record.config_hash)
+        keep_run_ids(self._tracker, self._ledger, [record])
 
     def epoch_ended(self, record: TrialRecord, result: EpochResult) -> None:
         """One point of every curve."""
+        keep_run_ids(self._tracker, self._ledger, [record])
         self._tracker.log_epoch(self._runs[record.trial_id], result)
 
     def trial_ended(self, record: TrialRecord) -> None:
@@ -38,6 +39,17 @@ class TellTracker(Observer):
         if record.outcome is Outcome.FAILED:
             self._tracker.log_file(run, self._ledger.trial_folder(record.trial_id) / LOG)
         self._tracker.close_trial(run, record)
+
+
+def keep_run_ids(tracker: Tracker, ledger: Ledger, records: Iterable[TrialRecord]) -> None:
+    """Put the ids of the trials' MLflow runs into the ledger that it lacks, as MLflow's answer may come late.
+
+    Or that have changed, as the runs were written anew into a store that had been lost.
+    """
+    for record in records:
+        run = tracker.run_id(record.trial_id)
+        if run not in (None, record.mlflow_run):
+            ledger.put(replace(record, mlflow_run=run))
 
 
 class Housekeeping(Observer):

@@ -14,11 +14,9 @@ import math
 import os
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
 from pathlib import Path
 from shutil import rmtree
-from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from studytool.study import rayenvironment  # noqa: F401 - first of all, since Ray reads it as it is imported
@@ -34,44 +32,13 @@ from studytool.results import DeviceInfo, EpochResult, epoch_from_dict, to_dict
 from studytool.settings import ResourceSettings
 from studytool.spec import TrialSpec
 from studytool.study.director import Cause, Director
-from studytool.study.guardian import end_helpers, guarded_folder, mark
-from studytool.study.nodes import count_lost, joined, nodes_there
-from studytool.study.signals import Signals, sheltered
+from studytool.study.nodes import count_lost, nodes_there
+from studytool.study.signals import Signals
 from studytool.study.slots import Slots, share_out, share_out_over
 from studytool.study.storage import Storage, fresh_workplace
 from studytool.training.memory import is_out_of_memory, processes_killed_for_memory
 
 Answer = TypeVar("Answer")
-
-
-@contextmanager
-def ray_session(address: str | None = None) -> Iterator[Path]:
-    """A Ray of our own on this machine, or the running cluster at `address`, and a folder for what Ray Tune writes.
-
-    Of our own nothing stays behind; a cluster that was joined runs on.
-
-    Raises:
-        StudytoolError: there is no cluster at the address, or it does not let us in.
-    """
-    if address is not None:
-        with TemporaryDirectory(prefix="tune-", ignore_cleanup_errors=True) as name, joined(address):
-            yield Path(name)
-        return
-    with guarded_folder() as folder:
-        try:
-            with mark(folder), sheltered():
-                ray.init(
-                    address="local",
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level="ERROR",
-                    _temp_dir=str(folder),
-                )
-            yield folder
-        finally:
-            # Ray asks each of its processes to end and waits a second for it; these have nothing to put in order.
-            end_helpers(folder, but=("raylet", "gcs_server"))
-            ray.shutdown()
 
 
 def plan_slots(resources: ResourceSettings, *, on_cluster: bool = False) -> Slots:
@@ -93,6 +60,7 @@ def run_trials(
     *,
     scratch: Path,
     signals: Signals,
+    check_inputs: Callable[[], None],
     slots_now: Callable[[], Slots] | None = None,
     storage_address: str | None = None,
 ) -> str | None:
@@ -104,6 +72,7 @@ def run_trials(
         slots: how many trials at once, and what each holds.
         scratch: a folder for what Ray Tune writes, which nobody reads.
         signals: those that end the run.
+        check_inputs: raises a StudytoolError if what every trial needs is no longer there: no trial's fault.
         slots_now: on a cluster, whose nodes come and go, says how many trials at once; each holds what `slots` says.
         storage_address: where the workers put their checkpoints instead of `folder_of`.
 
@@ -116,7 +85,7 @@ def run_trials(
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     # Else Ray begins one trial after the other, and a free slot waits for the first epoch of the one before.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(_MOST_PENDING)
-    bridge = _Bridge(director, folder_of, slots, signals, slots_now, storage_address)
+    bridge = _Bridge(director, folder_of, slots, signals, check_inputs, slots_now, storage_address)
     try:
         tune.Tuner(
             tune.with_resources(_Worker, _share),
@@ -243,6 +212,7 @@ class _Bridge:
         folder_of: Callable[[str], Path],
         slots: Slots,
         signals: Signals,
+        check_inputs: Callable[[], None],
         slots_now: Callable[[], Slots] | None,
         storage_address: str | None,
     ) -> None:
@@ -251,6 +221,7 @@ class _Bridge:
         self.slots = slots
         self.signals = signals
         self.ids: dict[str, str] = {}
+        self._check_inputs = check_inputs
         self._slots_now = slots_now
         self._storage_address = storage_address
         self._looked = time.monotonic()
@@ -334,6 +305,9 @@ class _Bridge:
         return False
 
     def _failed(self, trial_id: str, message: str, cause: Cause, details: str) -> None:
+        if cause in (Cause.TRIAL, Cause.WORKER):
+            # Else every trial of the study would fail one after the other while a disk is not mounted.
+            self._guarded(self._check_inputs)
         self._guarded(lambda: self.director.failed(trial_id, message, cause=cause, details=details))
 
     def _guarded(self, call: Callable[[], Answer]) -> Answer:

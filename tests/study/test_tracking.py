@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +31,9 @@ from mlflow_server import free_port, server
 from studytool.errors import StudytoolError
 from studytool.report.compare import summarize_arms
 from studytool.results import Cost, Outcome
+from studytool.study.director import new_record
+from studytool.study.ledger import Ledger
+from studytool.study.observers import TellTracker, keep_run_ids
 from studytool.study.tracking import Tracker
 from studytool.study.tracking.logged import parameter_text, parameter_texts
 from studytool.study.tracking.store import absolute_uri, open_client, open_experiment
@@ -213,6 +216,9 @@ sys.path.insert(0, sys.argv[1])
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 import mlflow  # once, before the processes part: they shall meet at the store, not wait for imports
 from fabricated_study import make_manifest, make_spec
+from studytool.study.director import new_record
+from studytool.study.ledger import Ledger
+from studytool.study.observers import TellTracker, keep_run_ids
 from studytool.study.tracking import Tracker
 
 def start(number, barrier):
@@ -448,6 +454,25 @@ def test_a_deleted_experiment_is_restored_and_said_so(place):
     with place.tracker() as tracker:
         assert tracker.open_study(SMALL, ENVIRONMENT, make_manifest(place.folder)) == study
     assert place.warnings == ["MLflow: the experiment 'fabricated' was deleted; it is restored"]
+
+
+def test_the_ledger_learns_a_run_id_that_comes_late_at_the_next_epoch_or_at_the_end(place, monkeypatch):
+    monkeypatch.setattr("studytool.study.tracking.tracker.ANSWER_SECONDS", 0.0)
+    (first, epochs), (second, _) = ((trial, record.epochs) for trial, record in place.trials[:2])
+    with closing(Ledger(place.spec, "data")) as ledger:
+        with place.tracker() as tracker:
+            tell = TellTracker(tracker, ledger)
+            for trial in (first, second):
+                tell.trial_started(trial, ledger.put(new_record(trial, "data")))
+            assert ledger.get(second.trial_id).mlflow_run == ""
+            while tracker.run_id(first.trial_id) is None:
+                time.sleep(0.01)
+            tell.epoch_ended(ledger.add_epoch(first.trial_id, epochs[0]), epochs[0])
+            assert ledger.get(first.trial_id).mlflow_run == tracker.run_id(first.trial_id)
+        keep_run_ids(tracker, ledger, ledger.records)
+        ids = {name: run.info.run_id for name, run in place.runs().items()}
+        assert [r.mlflow_run for r in ledger.records] == [ids[r.trial_id] for r in ledger.records]
+        assert len(ledger.records) == 2
 
 
 def test_an_interruption_leaves_nothing_running(place):

@@ -108,6 +108,10 @@ class Tracker:
             run_id: str | None = self._outbox.ask(trial.trial_id, begin, timeout_seconds=ANSWER_SECONDS)
         return trial.trial_id if run_id is None else run_id
 
+    def run_id(self, trial_id: str) -> str | None:
+        """The id of a trial's run; None while it is not known, since the store has not answered yet."""
+        return self._writer.run_id(trial_id)
+
     def log_epoch(self, run: str, result: EpochResult) -> None:
         """One point of every curve, unless the store has this epoch already; NaN and infinity are left out."""
         send = partial(self._writer.log_epochs, run, (result,), _now())
