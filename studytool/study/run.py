@@ -29,7 +29,7 @@ from studytool.study.counting import progress_of
 from studytool.study.director import Director, Observer
 from studytool.study.environment import describe_environment
 from studytool.study.folder import keep_study
-from studytool.study.ledger import Ledger, set_aside
+from studytool.study.ledger import Ledger, set_aside, take_lock
 from studytool.study.observers import Housekeeping, TellTracker, TrialLogs, keep_run_ids
 from studytool.study.plan import plan_study
 from studytool.study.plantext import total_lines
@@ -130,7 +130,8 @@ def _without_damage(
         return spec, folder, ()
     spec.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     rest = spec.folder.absolute() / "data-without-damage"
-    leave_out(folder, read_manifest(folder), damaged, rest)
+    with take_lock(spec.folder):  # else what another process trains on would be made anew under it
+        leave_out(folder, read_manifest(folder), damaged, rest)
     note = f"left out as damaged: {_count_damage(damaged, folder)}, the first of them {damaged[0]}"
     say(console, note)
     return spec.model_copy(update={"data": spec.data.model_copy(update={"path": str(rest)})}), rest, (note,)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
 from reliability.writes import particles
+from rich.console import Console
 from synthetic_study import STUDY
 
 from studytool.data.shards import Dataset, open_dataset, write_dataset
@@ -14,7 +17,7 @@ from studytool.errors import StudytoolError
 from studytool.spec import StudySpec, load_study
 from studytool.study.director import Director
 from studytool.study.ledger import Ledger
-from studytool.study.run import check_inputs
+from studytool.study.run import _without_damage, check_inputs
 from studytool.study.signals import Signals
 from studytool.study.slots import Slots
 
@@ -91,3 +94,14 @@ def test_a_trial_that_breaks_when_its_data_are_gone_does_not_fail(begun, there):
         assert GOES_ON in str(caught.value.error)
         assert ledger.records[0].outcome is None
     ledger.close()
+
+
+def test_what_is_left_of_damaged_data_is_not_made_anew_under_a_running_study(begun):
+    spec, dataset = begun
+    _flip_a_bit(dataset.folder)
+    without = partial(_without_damage, spec, dataset.folder, ["part-00001.parquet"], Console(quiet=True))
+    rest = without()[1]
+    (rest / "in-use").touch()
+    with closing(Ledger(spec, "data")), pytest.raises(StudytoolError, match="already running in another process"):
+        without()
+    assert (rest / "in-use").exists()
