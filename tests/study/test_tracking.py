@@ -182,6 +182,26 @@ def test_a_store_of_another_mlflow_version_is_refused_with_what_to_do(place):
         Tracker(place.uri, place.spec)
 
 
+@pytest.mark.slow
+def test_a_store_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path):
+    script = """
+import resource, signal, sys
+from pathlib import Path
+from studytool.errors import StudytoolError
+from studytool.study.tracking.store import open_client
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+try:
+    open_client(f"sqlite:///{Path.cwd()}/mlflow.db")
+except StudytoolError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.startswith(f"tracking.uri: MLflow at sqlite:///{tmp_path}/mlflow.db: "), done.stderr[-500:]
+    assert len(done.stdout.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db.lock"]
+
+
 def test_a_server_that_is_not_there_is_refused_with_what_to_do(place):
     with pytest.raises(StudytoolError, match=r"127\.0\.0\.1:9.*start the server, or set tracking\.uri") as caught:
         Tracker("http://127.0.0.1:9", place.spec)
