@@ -58,12 +58,17 @@ class Ledger:
                 self._lease = Lease(spec.storage_address)
                 self.storage = Storage(spec.storage_address, self.folder)
                 self.storage.pull(without=HEAVY)
-            header = self._open_header(_what_results_depend_on(spec, data_fingerprint))
-            self.uid: str = header["uid"]
+            self._header = self._open_header(_what_results_depend_on(spec, data_fingerprint))
+            self.uid: str = self._header["uid"]
             _refuse_lost_records(self.folder)
             for path in _record_files(self.folder):
                 record = _read_record(path)
                 self._records[record.trial_id] = record
+            if self._header.get("begun") and not self._records:
+                raise StudytoolError(
+                    f"{self.folder / 'trials'}: holds no trial, although the study had begun; put the folder back from "
+                    "a backup, or begin the study anew with --new"
+                )
             self.notes += tuple(
                 f"{arm}: search trial {number} is gone; it is run again" for arm, number in gaps(self.records)
             )
@@ -94,6 +99,9 @@ class Ledger:
         """Write a record, whole; it replaces the one with the same trial id."""
         self._write(f"trials/{record.trial_id}/record.json", to_dict(record))
         self._records[record.trial_id] = record
+        if not self._header.get("begun"):  # from now on a study without trials is one that has lost them
+            self._header = {**self._header, "begun": True}
+            self._write("study.json", self._header)
         return record
 
     def add_epoch(self, trial_id: str, result: EpochResult) -> TrialRecord:
@@ -139,11 +147,10 @@ class Ledger:
                 f"{path}: format {header.get('format')} is not known to this version, which writes {FORMAT}; "
                 "update studytool"
             )
-        self._take_up(path, header, settings)
-        return header
+        return self._take_up(path, header, settings)
 
-    def _take_up(self, path: Path, header: dict[str, Any], settings: dict[str, Any]) -> None:
-        """Hold the settings of a study that is there already against those it is run with now."""
+    def _take_up(self, path: Path, header: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+        """Hold the settings of a study that is there already against those it is run with now; its new header."""
         unknown = sorted({*header["settings"]} - {*settings})
         if unknown:
             raise StudytoolError(
@@ -167,8 +174,10 @@ class Ledger:
                 "the search space is wider than before: older trials count, further ones are drawn from the whole of it"
                 " (search.trials_per_arm says how many there are in all)"
             )
-            self._write(path.name, {**header, "settings": settings})
+            header = {**header, "settings": settings}
+            self._write(path.name, header)
         self.notes = tuple(notes)
+        return header
 
 
 def set_aside(spec: StudySpec) -> Path | None:

@@ -188,8 +188,20 @@ def test_a_flipped_digit_is_noticed(driver):
 def test_a_lost_header_is_not_a_new_study(driver):
     driver.run()
     (driver.spec.folder / "study.json").unlink()
+    Ledger(driver.spec, "data").close()  # from the generation before it
+    (driver.spec.folder / "study.json.previous").unlink()
     with pytest.raises(StudytoolError, match=r"study\.json: missing, although .* holds results"):
         Ledger(driver.spec, "data")
+
+
+def test_a_study_that_has_lost_all_its_trials_is_not_begun_again_in_silence(driver):
+    Ledger(driver.spec, "data").close()
+    Ledger(driver.spec, "data").close()  # stopped before its first trial: nothing was lost
+    shutil.rmtree(driver.run(kill_after=1).folder / "trials")
+    with pytest.raises(StudytoolError, match=r"holds no trial, although the study had begun; .* with --new"):
+        driver.run()
+    set_aside(driver.spec)
+    assert driver.run().records
 
 
 def test_a_later_format_is_refused(driver):
