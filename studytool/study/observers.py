@@ -20,24 +20,31 @@ class TellTracker(Observer):
     def __init__(self, tracker: Tracker, ledger: Ledger) -> None:
         self._tracker = tracker
         self._ledger = ledger
-        self._runs: dict[str, str] = {}
 
     def trial_started(self, trial: TrialSpec, record: TrialRecord) -> None:
-        """Begin the trial's run, or take it up."""
-        run = self._runs[record.trial_id] = self._tracker.open_trial(trial, record.config_hash)
-        if run not in (record.trial_id, record.mlflow_run):
-            self._ledger.put(replace(record, mlflow_run=run))
+        """Begin the trial's run, or take it up; the store answers while the trial trains."""
+        self._tracker.open_trial(trial, record.config_hash)
 
     def epoch_ended(self, record: TrialRecord, result: EpochResult) -> None:
         """One point of every curve."""
-        self._tracker.log_epoch(self._runs[record.trial_id], result)
+        self._note_run(record)
+        self._tracker.log_epoch(record.trial_id, result)
 
     def trial_ended(self, record: TrialRecord) -> None:
         """End the run; that of a failed trial gets its log."""
-        run = self._runs.pop(record.trial_id)
+        self._note_run(record)
         if record.outcome is Outcome.FAILED:
-            self._tracker.log_file(run, self._ledger.trial_folder(record.trial_id) / LOG)
-        self._tracker.close_trial(run, record)
+            self._tracker.log_file(record.trial_id, self._ledger.trial_folder(record.trial_id) / LOG)
+        self._tracker.close_trial(record.trial_id, record)
+
+    def _note_run(self, record: TrialRecord) -> None:
+        run = self._tracker.run_of(record.trial_id)
+        if run not in (None, record.mlflow_run):
+            noted = replace(record, mlflow_run=run)
+            if record.outcome is None:
+                self._ledger.note(noted)
+            else:
+                self._ledger.put(noted)
 
 
 class Housekeeping(Observer):
