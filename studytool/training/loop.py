@@ -100,8 +100,8 @@ def train_trial(
         del state
         yield from run.results()
     finally:
-        # One process trains one trial after another: nothing of this one may stay, but what is kept for the next.
-        del run, kept
+        # One process trains one trial after another: nothing of this one may stay, but for what is in `kept`.
+        del run
         release_memory(chosen, compiled=trial.train.compile == "on")
 
 
