@@ -141,7 +141,7 @@ class Study:
         for process in self.processes():
             try:
                 title = (process.cmdline() or [""])[0]
-                if title.startswith(("ray::_Worker", "ray::ResourceTrainable")):
+                if title.startswith(("ray::Worker", "ray::ResourceTrainable")):
                     found.append(process)
             except psutil.Error:
                 continue

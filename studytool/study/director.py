@@ -114,6 +114,13 @@ class Director:
         return confirms or any(s.interrupted for s in self._arms)
 
     @property
+    def backbones(self) -> tuple[str, ...]:
+        """The networks that are compared, each once."""
+        arms = (state.arm for state in self._arms)
+        trials = (self._spec.trial(arm, {}, phase="search", number=0, seed=self._spec.seed) for arm in arms)
+        return tuple(dict.fromkeys(trial.model.backbone for trial in trials))
+
+    @property
     def trials_left(self) -> dict[str, int]:
         """How many trials of each phase have not ended, running ones among them."""
         return {
@@ -155,26 +162,22 @@ class Director:
         assert record is not None
         if result.epoch <= len(record.epochs):
             return self._draw_consequence(trial, record, result)
-        if device is not None and record.device != device:
-            self._ledger.put(replace(record, device=device))
         value = result.val.metric(self._spec.metric.name)
         if not math.isfinite(value):
             message = f"epoch {result.epoch}: {self._spec.metric.name} is {value}: it cannot be compared"
             self._end(trial, Outcome.FAILED, message)
             return True
-        record = self._ledger.add_epoch(trial_id, result)
+        pruned = trial.phase == "search" and self._by_name[trial.arm].search.report(trial.number, result)
+        outcome = Outcome.COMPLETE if result.is_last else Outcome.PRUNED if pruned else None
+        record = self._ledger.add_epoch(trial_id, result, device, outcome)
         for observer in self._observers:
             observer.epoch_ended(record, result)
-        state = self._by_name[trial.arm]
-        pruned = trial.phase == "search" and state.search.report(trial.number, result)
-        if result.is_last:
-            self._end(trial, Outcome.COMPLETE)
-        elif pruned:
-            self._end(trial, Outcome.PRUNED)
+        if outcome is not None:
+            self._ended(trial, record)
         elif not self.budget.allows(trial_id, running=self._running):
             self._set_aside(trial)
             return True
-        return result.is_last or pruned
+        return outcome is not None
 
     def _set_aside(self, trial: TrialSpec) -> None:
         del self._running[trial.trial_id]
@@ -234,9 +237,11 @@ class Director:
         return True
 
     def _end(self, trial: TrialSpec, outcome: Outcome, message: str = "") -> None:
+        self._ended(trial, self._ledger.end(trial.trial_id, outcome, message))
+
+    def _ended(self, trial: TrialSpec, record: TrialRecord) -> None:
         del self._running[trial.trial_id]
         state = self._by_name[trial.arm]
-        record = self._ledger.end(trial.trial_id, outcome, message)
         state.ended(record)
         for observer in self._observers:
             observer.trial_ended(record)

@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from studytool.errors import StudytoolError
 from studytool.files import disk_full_explained, write_json
-from studytool.results import EpochResult, Outcome, TrialRecord, to_dict, trial_from_dict
+from studytool.results import DeviceInfo, EpochResult, Outcome, TrialRecord, to_dict, trial_from_dict
 from studytool.settings import HANDLING
 from studytool.spec import StudySpec
 from studytool.study.extending import first_forbidden_change
@@ -104,19 +104,29 @@ class Ledger:
             self._write("study.json", self._header)
         return record
 
-    def add_epoch(self, trial_id: str, result: EpochResult) -> TrialRecord:
-        """Append an epoch to a trial's record."""
+    def note(self, record: TrialRecord) -> None:
+        """Keep a record that is written with the trial's next change: for what could be found out again."""
+        self._records[record.trial_id] = record
+
+    def add_epoch(
+        self, trial_id: str, result: EpochResult, device: DeviceInfo | None = None, outcome: Outcome | None = None
+    ) -> TrialRecord:
+        """Append an epoch to a trial's record, in one write with the device and, if the trial ends with it, how."""
         record = self._records[trial_id]
-        return self.put(replace(record, epochs=(*record.epochs, result)))
+        record = replace(record, epochs=(*record.epochs, result), device=device or record.device)
+        return self.put(record if outcome is None else self._ended(record, outcome))
 
     def end(self, trial_id: str, outcome: Outcome, message: str = "") -> TrialRecord:
         """Set how a trial ended; a complete one is held by the checksum of its weights."""
-        record = replace(self._records[trial_id], outcome=outcome, message=message)
-        if outcome is Outcome.COMPLETE:
-            if self.storage is not None:
-                self.storage.fetch(f"trials/{trial_id}/best.json")
-            record = replace(record, checkpoint_sha256=_checksum_of_weights(self.trial_folder(trial_id)))
-        return self.put(record)
+        return self.put(self._ended(self._records[trial_id], outcome, message))
+
+    def _ended(self, record: TrialRecord, outcome: Outcome, message: str = "") -> TrialRecord:
+        record = replace(record, outcome=outcome, message=message)
+        if outcome is not Outcome.COMPLETE:
+            return record
+        if self.storage is not None:
+            self.storage.fetch(f"trials/{record.trial_id}/best.json")
+        return replace(record, checkpoint_sha256=_checksum_of_weights(self.trial_folder(record.trial_id)))
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
         if self._lease is not None:

@@ -1,4 +1,4 @@
-"""Running a study's trials through Ray Tune: beside study.nodes the only module that imports Ray.
+"""Running a study's trials through Ray Tune, with study.worker in the processes that train.
 
 Ray Tune starts, feeds and restarts the workers; it decides nothing. Its searcher asks the director for the next trial,
 its stopper hands every epoch to the director, its callback tells of failures. Ray's own state on disk is disposable:
@@ -7,16 +7,13 @@ trials resume from their own checkpoints, studies from the ledger.
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import math
 import os
 import time
-import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from pathlib import Path
-from shutil import rmtree
 from typing import Any, TypeVar
 
 from studytool.study import rayenvironment  # noqa: F401 - first of all, since Ray reads it as it is imported
@@ -26,17 +23,16 @@ import ray
 from ray import cloudpickle, tune
 from ray.tune.search import Searcher
 
-from studytool.errors import DiskFullError, StudytoolError
+from studytool.errors import StudytoolError
 from studytool.files import disk_full_explained
-from studytool.results import DeviceInfo, EpochResult, epoch_from_dict, to_dict
+from studytool.results import DeviceInfo, EpochResult, epoch_from_dict
 from studytool.settings import ResourceSettings
-from studytool.spec import TrialSpec
 from studytool.study.director import Cause, Director
 from studytool.study.nodes import count_lost, nodes_there
 from studytool.study.signals import Signals
 from studytool.study.slots import Slots, share_out, share_out_over
-from studytool.study.storage import Storage, fresh_workplace
-from studytool.training.memory import is_out_of_memory, processes_killed_for_memory
+from studytool.study.worker import DISK_FULL, Worker
+from studytool.training.memory import processes_killed_for_memory
 
 Answer = TypeVar("Answer")
 
@@ -85,10 +81,12 @@ def run_trials(
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     # Else Ray begins one trial after the other, and a free slot waits for the first epoch of the one before.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(_MOST_PENDING)
+    # Else it writes all its trials down every ten seconds, longer and longer, up to a twentieth of the time.
+    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(_NEVER_SECONDS)
     bridge = _Bridge(director, folder_of, slots, signals, check_inputs, slots_now, storage_address)
     try:
         tune.Tuner(
-            tune.with_resources(_Worker, _share),
+            tune.with_resources(Worker, _share),
             tune_config=tune.TuneConfig(search_alg=_AskDirector(bridge), num_samples=-1, reuse_actors=True),
             run_config=tune.RunConfig(
                 name="study",
@@ -110,7 +108,9 @@ def run_trials(
 
 
 _MOST_PENDING = 10_000  # `_Bridge.ask` says how many trials there are at once, not Ray Tune
+_NEVER_SECONDS = 1_000_000_000
 _LOOK_AT_NODES_SECONDS = 1.0
+_OTHERS_START_WITHIN_SECONDS = 60.0
 
 
 class _Stop(BaseException):
@@ -124,81 +124,6 @@ def _share(config: dict[str, Any]) -> dict[str, float]:
     return {"cpu": config["holds_cpu"], "gpu": config["holds_gpu"]}
 
 
-class _Worker(tune.Trainable):
-    """Walks `train_trial` in a worker process, one epoch per step; reused for one trial after another."""
-
-    _epochs: Generator[EpochResult, None, None] | None = None
-    _workplace: Storage | None = None
-
-    def setup(self, config: dict[str, Any]) -> None:
-        import torch
-
-        torch.set_num_threads(config["cpu"])
-        self.reset_config(config)
-        # Every trial ends with a collection, which need not walk through all that is imported each time.
-        gc.freeze()
-
-    def reset_config(self, config: dict[str, Any]) -> bool:
-        from studytool.training.device import choose_device, describe_device
-        from studytool.training.loop import train_trial
-
-        # A pruned trial stands at its last epoch and still holds its network.
-        self.cleanup()
-        trial = TrialSpec.model_validate_json(config["trial"])
-        side_by_side = config["side_by_side"]
-        folder = Path(config["folder"])
-        if config["storage"] is not None:
-            self._workplace = fresh_workplace(config["storage"], trial.trial_id)
-            folder = self._workplace.folder
-        self._epochs = train_trial(trial, folder, trials_side_by_side=side_by_side)
-        self._device = to_dict(describe_device(choose_device(None), side_by_side))
-        return True
-
-    def step(self) -> dict[str, Any]:
-        from studytool.training.checkpoint import LAST
-        from studytool.training.predictions import PREDICTIONS
-        from studytool.training.trained import RECORD, WEIGHTS
-
-        assert self._epochs is not None
-        try:
-            result = next(self._epochs)
-            if self._workplace is not None:
-                # In the order in which they are written: a trial stopped in between goes on as from a disk.
-                self._workplace.push(LAST, WEIGHTS, RECORD, PREDICTIONS)
-        except Exception as error:
-            self.cleanup()
-            return {**_failure(error), "done": True}
-        return {"epoch_result": json.dumps(to_dict(result)), "device": self._device, "done": result.is_last}
-
-    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
-        """Ray saves a trial that it stops; ours has its own checkpoint, so there is nothing to add."""
-        return {}
-
-    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
-        """The trial has resumed from its own checkpoint already."""
-
-    def cleanup(self) -> None:
-        if self._epochs is not None:
-            self._epochs.close()
-        if self._workplace is not None:
-            rmtree(self._workplace.folder, ignore_errors=True)
-            self._workplace = None
-
-
-def _failure(error: Exception) -> dict[str, str]:
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    if isinstance(error, DiskFullError):
-        cause = None
-    elif is_out_of_memory(error):
-        cause = Cause.MEMORY
-    elif isinstance(error, StudytoolError):
-        cause = Cause.TRIAL  # its own fault: trying again would end the same way
-    else:
-        cause, line = Cause.WORKER, f"{type(error).__name__}: {line}"
-    return {"failure": line, "cause": cause.value if cause else DISK_FULL, "details": traceback.format_exc()}
-
-
-DISK_FULL = "disk"
 _NOTICED_WITHIN_SECONDS = 10.0
 _ITS_TRIALS_BREAK_WITHIN_SECONDS = 60.0
 
@@ -222,6 +147,11 @@ class _Bridge:
         self.signals = signals
         self.ids: dict[str, str] = {}
         self._check_inputs = check_inputs
+        # A worker that takes seconds to import what trials need does so before one begins and its clock runs.
+        self._workers_to_start = min(slots.count, sum(director.trials_left.values()))
+        self._starting: set[str] = set()
+        self._ready: set[str] = set()
+        self._first_ready = math.inf
         self._slots_now = slots_now
         self._storage_address = storage_address
         self._looked = time.monotonic()
@@ -243,8 +173,13 @@ class _Bridge:
         director, slots = self.director, self.slots
         if director.finished:
             return str(Searcher.FINISHED)
+        if self._workers_to_start:
+            self._workers_to_start -= 1
+            self._starting.add(ray_id)
+            return {"trial": None, "backbones": director.backbones, **self._share()}
         # A trial that ran out of memory is waited for, so that it gets the machine to itself.
-        if len(director.running) >= slots.count or any(map(director.needs_room, director.running)):
+        taken = len(director.running) + len(self._starting) + len(self._ready)
+        if taken >= slots.count or any(map(director.needs_room, director.running)):
             return None
         trial = self._guarded(director.next_trial)
         if trial is None:
@@ -255,11 +190,30 @@ class _Bridge:
             "trial": trial.model_dump_json(),
             "folder": str(self.folder_of(trial.trial_id)),
             "storage": self._storage_address,
+            **self._share(alone=alone),
+            # A whole GPU of its own is shared with nobody; cores of one machine share its memory and clock.
+            "side_by_side": 1 if alone else slots.side_by_side,
+        }
+
+    def _may_begin(self, ray_id: str) -> bool:
+        """Whether a worker that is ready may have a trial.
+
+        It waits for those that are still starting: Ray Tune would let it stand in for one of them, and end that one.
+        """
+        self._starting.discard(ray_id)
+        self._ready.add(ray_id)
+        self._first_ready = min(self._first_ready, time.monotonic())
+        if self._starting and time.monotonic() < self._first_ready + _OTHERS_START_WITHIN_SECONDS:
+            return False
+        self._ready.remove(ray_id)
+        return True
+
+    def _share(self, *, alone: bool = False) -> dict[str, float]:
+        slots = self.slots
+        return {
             "cpu": slots.cpu,
             "holds_cpu": slots.cpu * slots.on_one_node if alone else slots.cpu,
             "holds_gpu": max(1.0, slots.gpu) if alone and slots.gpu else slots.gpu,
-            # A whole GPU of its own is shared with nobody; cores of one machine share its memory and clock.
-            "side_by_side": 1 if alone else slots.side_by_side,
         }
 
     def _look_at_nodes(self) -> None:
@@ -267,7 +221,9 @@ class _Bridge:
             self.slots, self._looked = self._slots_now(), time.monotonic()
 
     def tell(self, ray_id: str, result: dict[str, Any]) -> bool:
-        """An epoch or the end of a trial; whether Ray has to stop it."""
+        """An epoch or the end of a trial, or a worker that is ready for one; whether Ray has to stop it."""
+        if ray_id in self._starting | self._ready:
+            return self._may_begin(ray_id)
         trial_id = self.ids[ray_id]
         if "failure" not in result:
             epoch: EpochResult = epoch_from_dict(json.loads(result["epoch_result"]))
@@ -280,6 +236,10 @@ class _Bridge:
 
     def broke(self, ray_id: str, error: Exception | None) -> None:
         """A worker process died, or did not come up."""
+        if ray_id in self._starting | self._ready:
+            self._starting.discard(ray_id)  # if it happens again, a trial has it in its log
+            self._ready.discard(ray_id)
+            return
         details = str(error or "the worker ended without a word").strip()
         lines = details.splitlines()
         died = isinstance(error, ray.exceptions.RayActorError) and "creation task" not in lines[0]

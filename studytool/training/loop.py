@@ -20,16 +20,15 @@ from studytool import registry
 from studytool.data.labels import training_rows
 from studytool.data.preparation import preparation_of
 from studytool.data.remote_copy import local_copy
-from studytool.data.shards import Dataset, open_dataset
+from studytool.data.shards import Dataset
 from studytool.errors import TrainingError, WeightsError
 from studytool.models.anatomy import Activations
 from studytool.models.backbones import find_backbone
-from studytool.models.build import build_model
 from studytool.results import EpochResult, Scores
 from studytool.seeds import derive_seed
 from studytool.spec import TrialSpec
 from studytool.training import trained
-from studytool.training.checkpoint import TrialState, load_last, save_last
+from studytool.training.checkpoint import TrialState, load_last, repeat_last, save_last
 from studytool.training.device import (
     choose_device,
     choose_forward,
@@ -41,6 +40,7 @@ from studytool.training.device import (
 from studytool.training.evaluate import autocast, class_probabilities, convolutions
 from studytool.training.features import CachedFeed, FeatureCache, find_cut
 from studytool.training.inputs import Batches, Feed, part_of, shape_of
+from studytool.training.kept import Kept
 from studytool.training.loss import Loss, micro_batches
 from studytool.training.meter import CostMeter
 from studytool.training.metrics import score
@@ -54,7 +54,12 @@ CHECK_EVERY = 50
 
 
 def train_trial(
-    trial: TrialSpec, folder: Path, *, device: str | None = None, trials_side_by_side: int = 1
+    trial: TrialSpec,
+    folder: Path,
+    *,
+    device: str | None = None,
+    trials_side_by_side: int = 1,
+    kept: Kept | None = None,
 ) -> Generator[EpochResult, None, None]:
     """Train a trial epoch by epoch in `folder`, from where it was stopped, and yield every epoch's result.
 
@@ -67,6 +72,7 @@ def train_trial(
         folder: the trial's own; it gets `last.pt`, `best.safetensors` and `best.json`, each whole or not at all.
         device: "cpu", "cuda" or "cuda:N"; None takes a GPU where there is one.
         trials_side_by_side: how many trials share the device, for the cost.
+        kept: what earlier trials of this process have opened and built, and where this one keeps it for later ones.
 
     Raises:
         DataError: the dataset cannot be read, or lacks a split, class or labels, or does not fit the trial's input.
@@ -74,12 +80,13 @@ def train_trial(
         WeightsError: pre-trained weights are missing, or the folder's files are damaged or of another trial.
     """
     chosen = choose_device(device)
-    _import_backbone(trial.model.backbone)
+    import_backbone(trial.model.backbone)
     meter = CostMeter(chosen, trials_side_by_side=trials_side_by_side)
     run: _Run | None = None
+    kept = kept or Kept(most_bytes=0)
     try:
         with meter.phase("data"):
-            dataset = open_dataset(local_copy(trial.data_path), trial.data_split)
+            dataset = kept.dataset(local_copy(trial.data_path), trial.data_split)
             check_data(trial, dataset)
             check_compiler(trial, chosen)
         with meter.phase("checkpoint"):
@@ -87,18 +94,18 @@ def train_trial(
         if state is not None and state.finished:
             yield from state.epochs
             return
-        run = _Run(trial, folder, dataset, chosen, meter)
+        run = _Run(trial, folder, dataset, chosen, meter, kept)
         if state is not None:
             run.resume(state)
         del state
         yield from run.results()
     finally:
-        # One process trains one trial after another: nothing of this one may stay.
+        # One process trains one trial after another: nothing of this one may stay, but for what is in `kept`.
         del run
         release_memory(chosen, compiled=trial.train.compile == "on")
 
 
-def _import_backbone(name: str) -> None:
+def import_backbone(name: str) -> None:
     """Import the network's code before the clock runs; else the first trial in a process would pay for all."""
     backbone = find_backbone(name)
     for entry in (backbone.build, backbone.split):
@@ -109,7 +116,7 @@ class _Run:
     """A trial under way: the network, its optimizer, its data, its results so far."""
 
     def __init__(
-        self, trial: TrialSpec, folder: Path, dataset: Dataset, device: torch.device, meter: CostMeter
+        self, trial: TrialSpec, folder: Path, dataset: Dataset, device: torch.device, meter: CostMeter, kept: Kept
     ) -> None:
         self.trial = trial
         self.folder = folder
@@ -120,7 +127,7 @@ class _Run:
         self.precision = choose_precision(trial.train.precision, device)
         manifest = dataset.manifest
         with meter.phase("train"):
-            self.model = build_model(
+            self.model = kept.network(
                 trial.model,
                 num_classes=len(manifest.classes),
                 volume_shape_dhw=manifest.shape_dhw,
@@ -276,9 +283,9 @@ class _Run:
                 trained.save_record(self.folder, replace(record, result=replace(selected, test=test)))
         last = replace(self.epochs[-1], test=test, is_last=True, cost=self.meter.total())
         finished = TrialState((*self.epochs[:-1], last), True, {}, {})
-        # Twice, so that the generation before it, too, holds the results and no longer the optimizer's large state.
-        for _generation in range(2):
-            save_last(self.folder, finished, self.trial, self.dataset.fingerprint)
+        save_last(self.folder, finished, self.trial, self.dataset.fingerprint)
+        # The generation before it, too, holds the results then, and no longer the optimizer's large state.
+        repeat_last(self.folder)
         return last
 
     def _selected(self) -> EpochResult:

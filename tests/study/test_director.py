@@ -68,25 +68,27 @@ def test_a_study_killed_anywhere_ends_as_if_it_had_not_been(tmp_path, kill_after
     assert killed.epochs_run == whole.epochs_run  # nothing twice, nothing left out, the same order
 
 
+@pytest.mark.parametrize("noted", [True, False], ids=["noted", "not noted"])
 @pytest.mark.parametrize("end", [0, 1, 2, 5, 11])
 def test_a_study_killed_between_an_epoch_and_what_follows_from_it_ends_as_if_it_had_not_been(
-    tmp_path, monkeypatch, end
+    tmp_path, monkeypatch, end, noted
 ):
-    """The last epoch of a trial is in the ledger, that it is finished or pruned is not yet."""
+    """The last epoch of a trial is in the ledger; that it has ended is not, where an earlier version ran."""
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
     whole, killed = Driver(tmp_path / "whole"), Driver(tmp_path / "killed")
     expected = whole.outcome_of(whole.run())
     ends = []
 
-    def killed_at_the_end(ledger, trial_id, *words):
-        ends.append(trial_id)
+    def killed_at_the_end(ledger, trial_id, result, device, outcome):
+        ends.extend([trial_id] if outcome else [])
         if len(ends) == end + 1:
+            add_epoch(ledger, trial_id, result, device, outcome if noted else None)
             raise KeyboardInterrupt
-        return ledger_end(ledger, trial_id, *words)
+        return add_epoch(ledger, trial_id, result, device, outcome)
 
-    ledger_end = Ledger.end
-    monkeypatch.setattr(Ledger, "end", killed_at_the_end)
+    add_epoch = Ledger.add_epoch
+    monkeypatch.setattr(Ledger, "add_epoch", killed_at_the_end)
     with pytest.raises(KeyboardInterrupt):
         killed.run()
     monkeypatch.undo()

@@ -94,7 +94,7 @@ class Place:
     def log_whole_study(self) -> None:
         with self.tracker() as tracker:
             for trial, record in self.trials:
-                run_id = tracker.open_trial(trial, record.config_hash)
+                run_id = opened(tracker, trial, record.config_hash)
                 for result in record.epochs:
                     tracker.log_epoch(run_id, result)
                 tracker.close_trial(run_id, record)
@@ -393,7 +393,7 @@ def test_taking_up_a_finished_study_adds_no_run_and_no_point(place, finished):
 def test_a_driver_that_was_killed_leaves_runs_that_are_taken_up_again(place):
     trial, record = place.confirm
     with place.tracker() as tracker:  # closes its queue, but not its runs: as SIGKILL leaves them
-        first = tracker.open_trial(trial, record.config_hash)
+        first = opened(tracker, trial, record.config_hash)
         for result in record.epochs[:3]:
             tracker.log_epoch(first, result)
     assert place.runs()[trial.trial_id].info.status == "RUNNING"
@@ -401,7 +401,7 @@ def test_a_driver_that_was_killed_leaves_runs_that_are_taken_up_again(place):
         tracker._outbox.ask("until all is written", lambda: None, timeout_seconds=60)
         assert place.runs()[trial.trial_id].info.status == "KILLED"
         assert place.runs()[trial.trial_id].data.tags["studytool.outcome"] == "INTERRUPTED"
-        again = tracker.open_trial(trial, record.config_hash)
+        again = opened(tracker, trial, record.config_hash)
         assert place.runs()[trial.trial_id].info.status == "RUNNING"
         for result in record.epochs[2:]:
             tracker.log_epoch(again, result)
@@ -439,7 +439,7 @@ def test_what_never_came_through_is_filled_in_from_the_ledger(place, finished):
 def test_closing_a_trial_fills_in_epochs_that_were_left_out(place):
     trial, record = place.confirm
     with place.tracker() as tracker:
-        run_id = tracker.open_trial(trial, record.config_hash)
+        run_id = opened(tracker, trial, record.config_hash)
         tracker.log_epoch(run_id, record.epochs[1])
         tracker.close_trial(trial.trial_id, record)
     history = place.history(place.runs()[trial.trial_id], "best/value")
@@ -453,17 +453,17 @@ def test_a_parameter_that_changed_is_refused_with_what_to_do(place):
     changed = trial.model_copy(update={"seed": trial.seed + 1})
     message = rf"{trial.trial_id} with seed = {trial.seed}, now it is {trial.seed + 1}; give the study another name"
     with place.tracker() as tracker, pytest.raises(StudytoolError, match=message):
-        tracker.open_trial(changed, record.config_hash)
+        opened(tracker, changed, record.config_hash)
 
 
 def test_a_study_begun_anew_does_not_continue_the_runs_of_the_old_one(place):
     trial, record = place.confirm
     with place.tracker(uid="first") as tracker:
-        first = tracker.open_trial(trial, record.config_hash)
+        first = opened(tracker, trial, record.config_hash)
     with place.tracker(uid="second") as tracker:
-        second = tracker.open_trial(trial.model_copy(update={"seed": 5}), record.config_hash)
+        second = opened(tracker, trial.model_copy(update={"seed": 5}), record.config_hash)
     with place.tracker(uid="first") as tracker:
-        assert tracker.open_trial(trial, record.config_hash) == first
+        assert opened(tracker, trial, record.config_hash) == first
     assert first != second
 
 
@@ -498,9 +498,9 @@ def test_the_ledger_learns_a_run_id_that_comes_late_at_the_next_epoch_or_at_the_
 def test_an_interruption_leaves_nothing_running(place):
     trial, record = place.confirm
     with place.tracker() as tracker:
-        done = tracker.open_trial(*_opening(place.trials[0]))
+        done = opened(tracker, *_opening(place.trials[0]))
         tracker.close_trial(done, place.trials[0][1])
-        tracker.log_epoch(tracker.open_trial(trial, record.config_hash), record.epochs[0])
+        tracker.log_epoch(opened(tracker, trial, record.config_hash), record.epochs[0])
         tracker.interrupt()
         for summary in summarize_arms(place.spec, place.records[:3]):
             tracker.close_arm(summary)
@@ -518,7 +518,7 @@ def test_an_error_in_the_driver_leaves_nothing_running(place):
 
     def driver() -> None:
         with place.tracker() as tracker:
-            tracker.log_epoch(tracker.open_trial(trial, record.config_hash), record.epochs[0])
+            tracker.log_epoch(opened(tracker, trial, record.config_hash), record.epochs[0])
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -539,7 +539,7 @@ def test_values_that_are_not_finite_are_not_sent(place):
         cost=replace(first.cost, energy_joules=12.5),
     )
     with place.tracker() as tracker:
-        tracker.log_epoch(tracker.open_trial(trial, record.config_hash), odd)
+        tracker.log_epoch(opened(tracker, trial, record.config_hash), odd)
     metrics = place.runs()[trial.trial_id].data.metrics
     assert not {"train/loss", "val/loss", "val/macro_auc"} & set(metrics)
     assert metrics["cost/energy_joules"] == 12.5
@@ -551,7 +551,7 @@ def test_a_trial_that_failed_before_its_first_epoch_is_closed(place):
     trial, _ = place.trials[0]
     record = make_record(trial, Outcome.FAILED, (), "out of memory; " + 10_000 * "x")
     with place.tracker() as tracker:
-        tracker.close_trial(tracker.open_trial(trial, record.config_hash), record)
+        tracker.close_trial(opened(tracker, trial, record.config_hash), record)
     run = place.runs()[trial.trial_id]
     assert run.info.status == "FAILED"
     assert run.data.tags["studytool.message"].startswith("out of memory; xxx")
@@ -564,7 +564,7 @@ def test_the_checkpoint_is_uploaded_and_a_missing_one_is_said(place):
     folder.mkdir()
     with Tracker(place.uri, place.spec, warn=place.warnings.append) as tracker:
         tracker.open_study(SMALL, ENVIRONMENT, make_manifest(place.folder))
-        run_id = tracker.open_trial(trial, record.config_hash)
+        run_id = opened(tracker, trial, record.config_hash)
         tracker.log_checkpoint(run_id, folder)
         tracker._outbox.ask("until it is refused", lambda: None, timeout_seconds=60)
         (folder / "best.safetensors").write_bytes(b"weights")
@@ -666,19 +666,20 @@ def test_a_server_that_is_away_for_a_while_misses_nothing(place):
         tracker = Tracker(remote.uri, remote.spec, warn=remote.warnings.append)
         tracker.open_study(SMALL, ENVIRONMENT, make_manifest(place.folder))
         assert tracker.how_to_look == f"http://127.0.0.1:{port}/#/experiments/{tracker.experiment_id}"
-        first = tracker.open_trial(*_opening(before))
+        first = opened(tracker, *_opening(before))
         for result in before[1].epochs[:2]:
             tracker.log_epoch(first, result)
     for result in before[1].epochs[2:]:
         tracker.log_epoch(first, result)
     tracker.close_trial(first, before[1])
-    key = tracker.open_trial(*_opening(during))
-    assert key == during[0].trial_id, "while the server is away a trial goes by its own id"
+    tracker.open_trial(*_opening(during))
+    key = during[0].trial_id
+    assert tracker.run_id(key) is None, "while the server is away a trial goes by its own id"
     for result in during[1].epochs:
         tracker.log_epoch(key, result)
     begun = time.monotonic()
     tracker.close_trial(key, during[1])
-    assert tracker.open_trial(*_opening(after)) == after[0].trial_id
+    tracker.open_trial(*_opening(after))
     assert time.monotonic() - begun < 4, "training waited for a store that is known to be away"
     time.sleep(5)
     with server(place.folder, port):
@@ -702,9 +703,17 @@ def _opening(pair):
     return trial, record.config_hash
 
 
+def opened(tracker, trial, config_hash) -> str:
+    """The id of the run that a trial is given."""
+    tracker.open_trial(trial, config_hash)
+    run_id = tracker.run_id(trial.trial_id, timeout_seconds=60)
+    assert run_id is not None
+    return run_id
+
+
 def test_costs_that_are_zero_are_sent_as_zero(place):
     trial, record = place.trials[0]
     epoch = replace(make_epochs(trial, 0.5)[0], cost=Cost())
     with place.tracker() as tracker:
-        tracker.log_epoch(tracker.open_trial(trial, record.config_hash), epoch)
+        tracker.log_epoch(opened(tracker, trial, record.config_hash), epoch)
     assert place.runs()[trial.trial_id].data.metrics["cost/device_seconds"] == 0
