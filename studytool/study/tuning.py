@@ -10,9 +10,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
-import math
 import os
-import time
 import traceback
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -32,7 +30,8 @@ from studytool.results import DeviceInfo, EpochResult, epoch_from_dict, to_dict
 from studytool.settings import ResourceSettings
 from studytool.spec import TrialSpec
 from studytool.study.director import Cause, Director
-from studytool.study.nodes import count_lost, nodes_there
+from studytool.study.nodes import nodes_there, this_node
+from studytool.study.nodewatch import NodeWatch, what_node_lacks
 from studytool.study.signals import Signals
 from studytool.study.slots import Slots, share_out, share_out_over
 from studytool.study.storage import Storage, fresh_workplace
@@ -61,7 +60,7 @@ def run_trials(
     scratch: Path,
     signals: Signals,
     check_inputs: Callable[[], None],
-    slots_now: Callable[[], Slots] | None = None,
+    nodes: NodeWatch | None = None,
     storage_address: str | None = None,
 ) -> str | None:
     """Run the director's trials until none is left; the name of the signal that ended it early, or None.
@@ -73,7 +72,7 @@ def run_trials(
         scratch: a folder for what Ray Tune writes, which nobody reads.
         signals: those that end the run.
         check_inputs: raises a StudytoolError if what every trial needs is no longer there: no trial's fault.
-        slots_now: on a cluster, whose nodes come and go, says how many trials at once; each holds what `slots` says.
+        nodes: on a cluster, whose nodes come and go, knows which of them trials may run on.
         storage_address: where the workers put their checkpoints instead of `folder_of`.
 
     Raises:
@@ -85,7 +84,7 @@ def run_trials(
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     # Else Ray begins one trial after the other, and a free slot waits for the first epoch of the one before.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(_MOST_PENDING)
-    bridge = _Bridge(director, folder_of, slots, signals, check_inputs, slots_now, storage_address)
+    bridge = _Bridge(director, folder_of, slots, signals, check_inputs, nodes, storage_address)
     try:
         tune.Tuner(
             tune.with_resources(_Worker, _share),
@@ -110,7 +109,6 @@ def run_trials(
 
 
 _MOST_PENDING = 10_000  # `_Bridge.ask` says how many trials there are at once, not Ray Tune
-_LOOK_AT_NODES_SECONDS = 1.0
 
 
 class _Stop(BaseException):
@@ -120,8 +118,12 @@ class _Stop(BaseException):
         self.error = error
 
 
-def _share(config: dict[str, Any]) -> dict[str, float]:
-    return {"cpu": config["holds_cpu"], "gpu": config["holds_gpu"]}
+def _share(config: dict[str, Any]) -> dict[str, float] | tune.PlacementGroupFactory:
+    if not config["not_on"]:
+        return {"cpu": config["holds_cpu"], "gpu": config["holds_gpu"]}
+    held = {"CPU": config["holds_cpu"], **({"GPU": config["holds_gpu"]} if config["holds_gpu"] else {})}
+    elsewhere = {"ray.io/node-id": f"!in({','.join(config['not_on'])})"}
+    return tune.PlacementGroupFactory([held], bundle_label_selector=[elsewhere])
 
 
 class _Worker(tune.Trainable):
@@ -129,21 +131,29 @@ class _Worker(tune.Trainable):
 
     _epochs: Generator[EpochResult, None, None] | None = None
     _workplace: Storage | None = None
+    _node_is_fit = False
+    _node_lacks = ""
 
     def setup(self, config: dict[str, Any]) -> None:
-        import torch
-
-        torch.set_num_threads(config["cpu"])
         self.reset_config(config)
         # Every trial ends with a collection, which need not walk through all that is imported each time.
         gc.freeze()
 
     def reset_config(self, config: dict[str, Any]) -> bool:
+        # A pruned trial stands at its last epoch and still holds its network.
+        self.cleanup()
+        # First of all: with other versions, or without the study's storage, what follows would be the trial's failure.
+        if not self._node_is_fit:
+            self._node_lacks = what_node_lacks(config["needs"]) if config["needs"] else ""
+            self._node_is_fit = not self._node_lacks
+        if self._node_lacks:
+            return True
+        import torch
+
         from studytool.training.device import choose_device, describe_device
         from studytool.training.loop import train_trial
 
-        # A pruned trial stands at its last epoch and still holds its network.
-        self.cleanup()
+        torch.set_num_threads(config["cpu"])
         trial = TrialSpec.model_validate_json(config["trial"])
         side_by_side = config["side_by_side"]
         folder = Path(config["folder"])
@@ -159,6 +169,8 @@ class _Worker(tune.Trainable):
         from studytool.training.predictions import PREDICTIONS
         from studytool.training.trained import RECORD, WEIGHTS
 
+        if self._node_lacks:
+            return {**_told(self._node_lacks, Cause.NODE), "node": this_node(), "done": True}
         assert self._epochs is not None
         try:
             result = next(self._epochs)
@@ -195,12 +207,14 @@ def _failure(error: Exception) -> dict[str, str]:
         cause = Cause.TRIAL  # its own fault: trying again would end the same way
     else:
         cause, line = Cause.WORKER, f"{type(error).__name__}: {line}"
-    return {"failure": line, "cause": cause.value if cause else DISK_FULL, "details": traceback.format_exc()}
+    return _told(line, cause, traceback.format_exc())
+
+
+def _told(line: str, cause: Cause | None, details: str = "") -> dict[str, str]:
+    return {"failure": line, "cause": cause.value if cause else DISK_FULL, "details": details}
 
 
 DISK_FULL = "disk"
-_NOTICED_WITHIN_SECONDS = 10.0
-_ITS_TRIALS_BREAK_WITHIN_SECONDS = 60.0
 
 
 class _Bridge:
@@ -213,7 +227,7 @@ class _Bridge:
         slots: Slots,
         signals: Signals,
         check_inputs: Callable[[], None],
-        slots_now: Callable[[], Slots] | None,
+        nodes: NodeWatch | None,
         storage_address: str | None,
     ) -> None:
         self.director = director
@@ -222,11 +236,8 @@ class _Bridge:
         self.signals = signals
         self.ids: dict[str, str] = {}
         self._check_inputs = check_inputs
-        self._slots_now = slots_now
+        self._nodes = nodes
         self._storage_address = storage_address
-        self._looked = time.monotonic()
-        self._lost = 0 if slots_now is None else count_lost()
-        self._lost_at = -math.inf
         self._killed_for_memory = processes_killed_for_memory()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Bridge:
@@ -239,7 +250,8 @@ class _Bridge:
     def ask(self, ray_id: str) -> dict[str, Any] | str | None:
         """What Ray should start next; it has room for a trial more."""
         self.signals.watch()
-        self._look_at_nodes()
+        if self._nodes is not None:
+            self.slots = self._nodes.slots()
         director, slots = self.director, self.slots
         if director.finished:
             return str(Searcher.FINISHED)
@@ -255,16 +267,14 @@ class _Bridge:
             "trial": trial.model_dump_json(),
             "folder": str(self.folder_of(trial.trial_id)),
             "storage": self._storage_address,
+            "needs": self._nodes.needs if self._nodes else None,
+            "not_on": self._nodes.refused if self._nodes else (),
             "cpu": slots.cpu,
             "holds_cpu": slots.cpu * slots.on_one_node if alone else slots.cpu,
             "holds_gpu": max(1.0, slots.gpu) if alone and slots.gpu else slots.gpu,
             # A whole GPU of its own is shared with nobody; cores of one machine share its memory and clock.
             "side_by_side": 1 if alone else slots.side_by_side,
         }
-
-    def _look_at_nodes(self) -> None:
-        if self._slots_now is not None and time.monotonic() > self._looked + _LOOK_AT_NODES_SECONDS:
-            self.slots, self._looked = self._slots_now(), time.monotonic()
 
     def tell(self, ray_id: str, result: dict[str, Any]) -> bool:
         """An epoch or the end of a trial; whether Ray has to stop it."""
@@ -275,7 +285,11 @@ class _Bridge:
             return self._guarded(lambda: self.director.epoch(trial_id, epoch, device))
         if result["cause"] == DISK_FULL:
             raise _Stop(StudytoolError(result["failure"]))
-        self._failed(trial_id, result["failure"], Cause(result["cause"]), result["details"])
+        cause, line = Cause(result["cause"]), result["failure"]
+        if cause is Cause.NODE:
+            assert self._nodes is not None
+            line = self._nodes.refuse(result["node"], line)
+        self._failed(trial_id, line, cause, result["details"])
         return True
 
     def broke(self, ray_id: str, error: Exception | None) -> None:
@@ -284,25 +298,15 @@ class _Bridge:
         lines = details.splitlines()
         died = isinstance(error, ray.exceptions.RayActorError) and "creation task" not in lines[0]
         line = "its process died" if died else lines[-1].strip()
-        cause, killed = Cause.WORKER, processes_killed_for_memory()
-        if isinstance(error, ray.exceptions.RayError) and self._slots_now is not None and self._has_lost_a_node():
-            cause, line = Cause.NODE, "its node was lost"
-        elif self._slots_now is None and killed > self._killed_for_memory:
+        cause = Cause.WORKER
+        if self._nodes is not None:
+            of_node = self._nodes.explain(error, came_up=died)
+            if of_node is not None:
+                cause, line = Cause.NODE, of_node
+        elif (killed := processes_killed_for_memory()) > self._killed_for_memory:
             self._killed_for_memory = killed
             cause, line = Cause.MEMORY, "its process was killed by the system"
         self._failed(self.ids[ray_id], line, cause, details)
-
-    def _has_lost_a_node(self) -> bool:
-        """Whether a node was lost just now; the cluster may notice it later than that its workers are silent."""
-        begun = time.monotonic()
-        while time.monotonic() < begun + _NOTICED_WITHIN_SECONDS:
-            lost = count_lost()
-            if lost > self._lost:
-                self._lost, self._lost_at = lost, time.monotonic()
-            if time.monotonic() < self._lost_at + _ITS_TRIALS_BREAK_WITHIN_SECONDS:
-                return True
-            time.sleep(0.5)
-        return False
 
     def _failed(self, trial_id: str, message: str, cause: Cause, details: str) -> None:
         if cause in (Cause.TRIAL, Cause.WORKER):

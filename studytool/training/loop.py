@@ -79,7 +79,7 @@ def train_trial(
     run: _Run | None = None
     try:
         with meter.phase("data"):
-            dataset = open_dataset(local_copy(trial.data_path), trial.data_split)
+            dataset = open_dataset(local_copy(trial.data_path, leave_out=trial.data_leave_out), trial.data_split)
             check_data(trial, dataset)
             check_compiler(trial, chosen)
         with meter.phase("checkpoint"):
