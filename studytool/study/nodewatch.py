@@ -12,8 +12,10 @@ from studytool.doctor.finding import Finding
 from studytool.errors import StudytoolError
 from studytool.settings import ResourceSettings
 from studytool.study.clustercheck import Needs, look_from_node, problems_in
+from studytool.study.director import Cause
 from studytool.study.nodes import address_of, ask_node, is_lost, node_of, slots_on_cluster
 from studytool.study.slots import Slots
+from studytool.training.memory import processes_killed_for_memory
 
 _LOOK_SECONDS = 1.0
 REFUSED_SECONDS = 300.0
@@ -38,6 +40,7 @@ class NodeWatch:
         self._slots = slots
         self._needs = needs
         self._refused: dict[str, float] = {}
+        self._killed_for_memory: dict[str, int] = {}
         self._looked = time.monotonic()
 
     @property
@@ -62,18 +65,32 @@ class NodeWatch:
         self._refused[node_id], self._looked = time.monotonic(), 0.0
         return f"its node {address_of(node_id)} gets no trials for {REFUSED_SECONDS / 60:.0f} minutes: {problems}"
 
-    def explain(self, error: Exception | None, *, came_up: bool) -> str | None:
-        """Whether a worker ended because of its node, in a line, or None; it `came_up` or broke before it could ask."""
+    def memory_ran_out(self, node_id: str, killed: int) -> bool:
+        """Take down that a node has `killed` so many processes for want of memory; whether they are more than before.
+
+        The first word from a node tells nothing.
+        """
+        before = self._killed_for_memory.get(node_id, killed)
+        self._killed_for_memory[node_id] = killed
+        return killed > before
+
+    def explain(self, error: Exception | None, *, came_up: bool) -> tuple[Cause, str] | None:
+        """Why a worker ended, if that was its node's doing; it `came_up`, or broke before it could look at its node."""
         node_id = node_of(error)
         if node_id is None:
             return None
+        if came_up and is_lost(node_id):
+            return Cause.NODE, _LOST
         if came_up:
-            return _LOST if is_lost(node_id) else None
+            count = ask_node(node_id, processes_killed_for_memory)
+            if count.problem is None and self.memory_ran_out(node_id, count.value):
+                return Cause.MEMORY, "its process was killed by the system"
+            return None
         answer = ask_node(node_id, look_from_node, self._needs)
         problems = problems_in(answer)
         if answer.problem is not None and is_lost(node_id):
-            return _LOST
-        return self.refuse(node_id, _in_words(problems)) if problems else None
+            return Cause.NODE, _LOST
+        return (Cause.NODE, self.refuse(node_id, _in_words(problems))) if problems else None
 
 
 def what_node_lacks(needs: Mapping[str, Any]) -> str:

@@ -180,7 +180,8 @@ class _Worker(tune.Trainable):
         except Exception as error:
             self.cleanup()
             return {**_failure(error), "done": True}
-        return {"epoch_result": json.dumps(to_dict(result)), "device": self._device, "done": result.is_last}
+        told = {"epoch_result": json.dumps(to_dict(result)), "device": self._device, "done": result.is_last}
+        return {**told, "node": this_node(), "killed_for_memory": processes_killed_for_memory()}
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
         """Ray saves a trial that it stops; ours has its own checkpoint, so there is nothing to add."""
@@ -282,6 +283,8 @@ class _Bridge:
         if "failure" not in result:
             epoch: EpochResult = epoch_from_dict(json.loads(result["epoch_result"]))
             device = DeviceInfo(**result["device"])
+            if self._nodes is not None:
+                self._nodes.memory_ran_out(result["node"], result["killed_for_memory"])
             return self._guarded(lambda: self.director.epoch(trial_id, epoch, device))
         if result["cause"] == DISK_FULL:
             raise _Stop(StudytoolError(result["failure"]))
@@ -300,9 +303,7 @@ class _Bridge:
         line = "its process died" if died else lines[-1].strip()
         cause = Cause.WORKER
         if self._nodes is not None:
-            of_node = self._nodes.explain(error, came_up=died)
-            if of_node is not None:
-                cause, line = Cause.NODE, of_node
+            cause, line = self._nodes.explain(error, came_up=died) or (cause, line)
         elif (killed := processes_killed_for_memory()) > self._killed_for_memory:
             self._killed_for_memory = killed
             cause, line = Cause.MEMORY, "its process was killed by the system"

@@ -26,7 +26,7 @@ from studytool.remote import open_remote
 from studytool.results import Outcome
 from studytool.study.ledger import read_records
 
-pytestmark = [pytest.mark.slow, pytest.mark.end_to_end, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.end_to_end, pytest.mark.timeout(1200)]
 
 # What is proposed, and what is stopped, must not depend on which trial is faster.
 STUDY = (

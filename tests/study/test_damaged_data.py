@@ -26,7 +26,7 @@ DAMAGED = "part-00001.parquet"
 def data(tmp_path) -> Path:
     rng = np.random.default_rng(0)
     particles = [
-        Particle(f"p{i}", "ab"[i % 2], f"t{i % 4}", ("train", "val", "test", "train")[i % 4],
+        Particle(f"p{i}", "ab"[i % 2], f"t{i}", ("train", "val", "test", "train")[i % 4],
                  rng.normal(size=(8, 8, 8)).astype(np.float32), 10.0)
         for i in range(40)
     ]  # fmt: skip
