@@ -171,12 +171,12 @@ def study_at_address(folder: Path, data: Path, monkeypatch) -> Iterator[tuple[St
 
 def test_every_node_leaves_out_the_same_damaged_shard(tmp_path, on_one_node, monkeypatch):
     whole, data = open_dataset(on_one_node.folder.parent / "data"), tmp_path / "data"
-    volumes = np.empty((len(whole), *whole.manifest.shape_dhw), np.float32)
+    volumes = np.empty((len(whole), *whole.manifest.shape_dhw), np.float16)
     whole.gather(np.arange(len(whole)), volumes)
     rows = zip(whole.labels, whole.splits, volumes, strict=True)
     particles = [Particle(f"p{i}", whole.manifest.classes[k], "", str(s), v, 18.0) for i, (k, s, v) in enumerate(rows)]
     random.Random(0).shuffle(particles)
-    write_dataset(particles, data, dtype="float32", provenance={}, volumes_per_shard=20)
+    write_dataset(particles, data, dtype="float16", provenance={}, volumes_per_shard=20)
     content = bytearray((data / "part-00001.parquet").read_bytes())
     content[500] ^= 1
     (data / "part-00001.parquet").write_bytes(content)
