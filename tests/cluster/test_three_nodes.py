@@ -169,14 +169,14 @@ def study_at_address(folder: Path, data: Path, monkeypatch) -> Iterator[tuple[St
         yield study, server
 
 
-def test_every_node_leaves_out_the_same_damaged_shard(tmp_path, on_one_node, monkeypatch):
-    whole, data = open_dataset(on_one_node.folder.parent / "data"), tmp_path / "data"
-    volumes = np.empty((len(whole), *whole.manifest.shape_dhw), np.float16)
-    whole.gather(np.arange(len(whole)), volumes)
-    rows = zip(whole.labels, whole.splits, volumes, strict=True)
-    particles = [Particle(f"p{i}", whole.manifest.classes[k], "", str(s), v, 18.0) for i, (k, s, v) in enumerate(rows)]
-    random.Random(0).shuffle(particles)
-    write_dataset(particles, data, dtype="float16", provenance={}, volumes_per_shard=20)
+def test_every_node_leaves_out_the_same_damaged_shard(tmp_path, monkeypatch):
+    data, rng = tmp_path / "data", np.random.default_rng(0)
+    splits = ("train", "train", "train", "val", "test")
+    particles = [
+        Particle(f"p{i}", "abc"[i % 3], "", splits[i % 5], rng.normal(size=(16, 16, 16)).astype(np.float32), 18.0)
+        for i in range(60)
+    ]
+    write_dataset(particles, data, dtype="float32", provenance={}, volumes_per_shard=20)
     content = bytearray((data / "part-00001.parquet").read_bytes())
     content[500] ^= 1
     (data / "part-00001.parquet").write_bytes(content)
@@ -187,7 +187,8 @@ def test_every_node_leaves_out_the_same_damaged_shard(tmp_path, on_one_node, mon
                 process = study.start("--address", nodes.address, *(f"--set={text}" for text in few))
                 out, err = process.communicate(timeout=400)
                 assert process.returncode == 0, err
-                caches = [*nodes.folder.glob("cache-*/datasets/*/without-*")]
+                copies = nodes.folder.glob("cache-*/datasets/*/without-*/manifest.json")
+                opened = [open_dataset(manifest.parent) for manifest in copies]
         finally:
             study.kill_what_runs()
         assert "left out as damaged: 1 of 3 shards of s3://bucket/data" in out
@@ -195,9 +196,8 @@ def test_every_node_leaves_out_the_same_damaged_shard(tmp_path, on_one_node, mon
         assert {(record.outcome, record.attempts) for record in records} == {(Outcome.COMPLETE, 1)}
         assert len(records) == 6
         # Both nodes read the same 40 volumes, each in a copy of its own.
-        assert len(caches) == 2
-        assert len({open_dataset(folder).fingerprint for folder in caches}) == 1
-        assert {len(open_dataset(folder)) for folder in caches} == {40}
+        assert [len(dataset) for dataset in opened] == [40, 40]
+        assert len({dataset.fingerprint for dataset in opened}) == 1
 
 
 def test_the_same_with_data_and_results_at_an_address(tmp_path, on_one_node, monkeypatch):
