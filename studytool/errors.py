@@ -19,6 +19,14 @@ class DataError(StudytoolError):
     """A dataset, volume or table that cannot be used."""
 
 
+class DamagedError(DataError):
+    """Files of a dataset that are missing, or not what its manifest says: `names`."""
+
+    def __init__(self, message: str, names: Iterable[str]) -> None:
+        super().__init__(message)
+        self.names = tuple(names)
+
+
 class WeightsError(StudytoolError):
     """Pre-trained weights or a checkpoint that are missing, damaged or do not fit."""
 

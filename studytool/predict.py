@@ -230,7 +230,8 @@ class Predictor:
     def own_dataset(self) -> Dataset | None:
         """The dataset of the trial, opened with its split, if it is there and unchanged."""
         try:
-            dataset = open_dataset(local_copy(self.trial.data_path), self.trial.data_split)
+            folder = local_copy(self.trial.data_path, leave_out=self.trial.data_leave_out)
+            dataset = open_dataset(folder, self.trial.data_split)
         except DataError:
             return None
         return dataset if dataset.fingerprint == self.record.data_fingerprint else None

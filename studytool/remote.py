@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from studytool.errors import DataError
+from studytool.errors import DamagedError, DataError
 from studytool.files import whole_file
 
 RETRY_AFTER_SECONDS = (0.5, 2.0, 8.0, 30.0)
@@ -77,8 +77,8 @@ class RemoteFolder:
         """Copy a file to `target`, whole or not at all; an outage is waited out.
 
         Raises:
-            DataError: the file is not there, its server cannot be reached for longer than the pauses, or its digest is
-                not `sha256`.
+            DamagedError: the file is not there, or its digest is not `sha256`.
+            DataError: its server cannot be reached for longer than the pauses.
         """
         digest = hashlib.sha256()
         done = 0
@@ -96,9 +96,10 @@ class RemoteFolder:
 
             _retried(more, progress=lambda: done)
             if sha256 not in (None, found := digest.hexdigest()):
-                raise DataError(
+                raise DamagedError(
                     f"{self.address}/{name}: its SHA-256 is {found[:12]}…, it should be {sha256[:12]}…; "
-                    "copy it to its address again"
+                    "copy it to its address again",
+                    [name],
                 )
 
     def files(self, folder: str = "") -> dict[str, RemoteFile]:
@@ -145,7 +146,7 @@ class RemoteFolder:
         try:
             yield
         except FileNotFoundError as error:
-            raise DataError(f"{self.address}/{name}: there is no such file") from error
+            raise DamagedError(f"{self.address}/{name}: there is no such file", [name]) from error
         except _outages() as error:
             if _is_local(error):
                 raise

@@ -129,12 +129,14 @@ class DataSettings(Settings):
 
     `split` is "stored", the one that came with the data, or one that `studytool data split` made: NAME, or NAME/FOLD.
     `on_damage` says what happens when a shard turns out to be damaged: "stop" ends the study with the shard's name,
-    "skip" goes on without the shard and says so.
+    "skip" goes on without the shard and says so. Which shards these are is found out once, before the first trial, and
+    kept as `leave_out` in the study's folder: shards that no trial reads, on whichever machine.
     """
 
     path: Annotated[str, Field(min_length=1)]
     split: Annotated[str, Field(min_length=1)] = "stored"
     on_damage: Literal["stop", "skip"] = "stop"
+    leave_out: tuple[str, ...] = ()
     simulate: SimulateSettings | None = None
 
 

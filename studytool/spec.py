@@ -61,6 +61,7 @@ class TrialSpec(Settings):
     seed: int
     data_path: str
     data_split: str = "stored"
+    data_leave_out: tuple[str, ...] = ()
     on_damage: Literal["stop", "skip"] = "stop"
     cache: Literal["auto", "off"] = "off"
     model: ModelSettings
@@ -86,7 +87,8 @@ class TrialSpec(Settings):
 
         `data_fingerprint` is that of the opened dataset, which tells splits apart by what they are, not by their name.
         """
-        circumstances = ("study", "arm", "phase", "number", "data_path", "data_split", "on_damage", "cache")
+        data = ("data_path", "data_split", "data_leave_out", "on_damage", "cache")
+        circumstances = ("study", "arm", "phase", "number", *data)
         content = self.model_dump(mode="json", exclude={**dict.fromkeys(circumstances, True), "train": {*HANDLING}})
         text = json.dumps([content, data_fingerprint], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -177,6 +179,7 @@ class StudySpec(Settings):
             seed=seed,
             data_path=self.data.path,
             data_split=self.data.split,
+            data_leave_out=self.data.leave_out,
             on_damage=self.data.on_damage,
             cache=self.cache,
             metric=self.metric,

@@ -47,7 +47,10 @@ def make_room(root: Path, keep: Path, needed_bytes: float) -> None:
     others = sorted(
         (other for other in root.iterdir() if other.is_dir() and other != keep), key=lambda f: f.stat().st_mtime
     )
-    sizes = {other: sum(file.stat().st_size for file in other.rglob("*") if file.is_file()) for other in others}
+    sizes = {
+        other: sum(file.stat().st_size for file in other.rglob("*") if file.is_file() and not file.is_symlink())
+        for other in others
+    }
     for other in others:
         if needed_bytes + sum(sizes.values()) <= bound_bytes():
             return

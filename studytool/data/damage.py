@@ -68,8 +68,11 @@ def leave_out(folder: Path, manifest: Manifest, damaged: Collection[str], out: P
     An `out` that is there already is made anew.
 
     Raises:
-        DataError: every shard is damaged.
+        DataError: every shard is damaged, or a name is that of no shard.
     """
+    unknown = sorted({*damaged} - {entry.name for entry in manifest.shards})
+    if unknown:
+        raise DataError(f"{folder}: data.leave_out: there is no shard {unknown[0]!r}")
     kept = [entry for entry in manifest.shards if entry.name not in damaged]
     if not kept:
         raise DataError(f"{folder}: every shard is damaged; fetch or make the dataset again")

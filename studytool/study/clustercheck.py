@@ -1,20 +1,22 @@
-"""What has to be true of every node of a running Ray cluster before the first trial of a study."""
+"""What has to be true of every node of a running Ray cluster before a trial of a study runs there."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import platform
+import shutil
 import socket
 import time
-import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
-from studytool.doctor.examine import compare_versions
-from studytool.doctor.finding import Finding, first_line
+from studytool.data.cachefolder import cache_folder
+from studytool.data.manifest import Manifest
+from studytool.data.remote_copy import is_copied
+from studytool.doctor.finding import GB, Finding, first_line
 from studytool.doctor.places import look_at_data, look_at_output, look_at_weights
 from studytool.errors import StudytoolError
 from studytool.models.backbones import CHECKPOINT, find_backbone
@@ -22,7 +24,8 @@ from studytool.models.weights import fetch_checkpoint
 from studytool.registry import load
 from studytool.remote import is_remote
 from studytool.spec import StudySpec
-from studytool.study.nodes import ask_every_node
+from studytool.study.ledger import read_uid
+from studytool.study.nodes import NodeAnswer, ask_every_node
 from studytool.study.progress import say
 
 _PACKAGES = ("studytool", "torch", "torchvision", "ray", "numpy")
@@ -34,23 +37,18 @@ _SHARE_IT = "it has to lie on a folder that all nodes mount under the same name,
 
 @dataclass(frozen=True)
 class Needs:
-    """What every node has to have; `models` are (backbone, initialization).
+    """What every node has to have; `models` are (backbone, initialization), `versions` those of the driver's packages.
 
-    `probes` is a shared folder for small files; None if results go to the address `storage`.
+    Of the data no trial reads the shards `leave_out`; a copy takes `data_bytes`. `place` is where results go, a shared
+    folder or an address; in a folder lies the ledger with the id `uid`.
     """
 
     data: str
-    probes: str | None
-    storage: str | None
+    leave_out: tuple[str, ...]
+    data_bytes: int
+    place: str
+    uid: str
     models: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True)
-class NodeView:
-    """What one node says: what is wrong there, the file it has written, its versions."""
-
-    problems: tuple[Finding, ...]
-    written: str
     versions: Mapping[str, str]
 
 
@@ -93,36 +91,24 @@ def models_of(spec: StudySpec) -> tuple[tuple[str, str], ...]:
     return tuple(sorted({(trial.model.backbone, trial.model.init) for trial in trials}))
 
 
-def check_nodes(spec: StudySpec, address: str, console: Console) -> None:
+def needs_of(spec: StudySpec, uid: str, manifest: Manifest) -> Needs:
+    """What every node has to have for a study whose ledger has the id `uid`, beside this driver."""
+    place = spec.storage_address or str(spec.folder.absolute())
+    data_bytes = sum(shard.bytes for shard in manifest.shards)
+    return Needs(spec.data.path, spec.data.leave_out, data_bytes, place, uid, models_of(spec), _versions_here())
+
+
+def check_nodes(needs: Needs, address: str, console: Console) -> None:
     """Have every node read the data, import the networks, find the weights, and write where results go.
 
     Raises:
         StudytoolError: something has to be mended; a line on the console for each thing says how.
     """
-    probes = spec.folder.absolute() / f".nodes-{uuid.uuid4().hex}"
-    probes.mkdir(parents=True)
-    storage = spec.storage_address
-    try:
-        (probes / "driver").write_text(probes.name)
-        needs = Needs(spec.data.path, None if storage else str(probes), storage, models_of(spec))
-        answers = ask_every_node(address, look_from_node, needs)
-        problems: dict[Finding, list[str]] = {}
-        for answer in answers:
-            if answer.problem is not None:
-                mend = "see `ray status`, and install the same copy of the project there"
-                found: Sequence[Finding] = [Finding("fail", "node", answer.problem, mend)]
-            else:
-                found = answer.value.problems
-                if not found and storage is None and not _appears(probes / answer.value.written):
-                    lost = f"{spec.folder.absolute()}: what it writes there cannot be read here"
-                    found = [Finding("fail", "output", lost, _SHARE_IT)]
-            for finding in found:
-                problems.setdefault(finding, []).append(answer.node)
-    finally:
-        _remove(probes)
-    versions = compare_versions({f"{i} {a.node}": a.value.versions for i, a in enumerate(answers) if not a.problem})
-    if versions.state != "ok":
-        problems[versions] = [answer.node for answer in answers]
+    answers = ask_every_node(address, look_from_node, needs)
+    problems: dict[Finding, list[str]] = {}
+    for answer in answers:
+        for finding in problems_in(answer):
+            problems.setdefault(finding, []).append(answer.node)
     for finding, nodes in problems.items():
         say(console, f"{'all nodes' if len(nodes) == len(answers) else ', '.join(nodes)}: {finding}")
     if problems:
@@ -132,24 +118,58 @@ def check_nodes(spec: StudySpec, address: str, console: Console) -> None:
         )
 
 
-def look_from_node(needs: Needs) -> NodeView:
-    """What this node says of itself; nothing is raised."""
-    problems = [finding for finding in look_at_output(needs.storage) if finding.state == "fail"]
-    written = f"node-{uuid.uuid4().hex}"
-    if needs.probes is not None:
-        driver = Path(needs.probes) / "driver"
-        try:
-            if not _appears(driver):
-                raise FileNotFoundError(2, "No such file or directory", str(driver.parent.parent))
-            (driver.parent / written).write_text(written)
-        except OSError as error:
-            problems.append(Finding("fail", "output", f"{driver.parent.parent}: {error.strerror}", _SHARE_IT))
-    seen = look_at_data(needs.data, can_be_made=False)
-    problems += [Finding("fail", "data", finding.found, _SHARE_IT) for finding in seen if finding.state == "fail"]
+def problems_in(answer: NodeAnswer) -> tuple[Finding, ...]:
+    """What is wrong on a node that was asked `look_from_node`; that it could not answer is something wrong, too."""
+    if answer.problem is None:
+        return tuple(answer.value)
+    return (
+        Finding("fail", "node", answer.problem, "see `ray status`, and install the same copy of the project there"),
+    )
+
+
+def look_from_node(needs: Needs) -> tuple[Finding, ...]:
+    """What is wrong on this node; nothing is raised."""
+    here = _versions_here()
+    differing = [
+        f"{name} {here[name]} instead of {there}" for name, there in needs.versions.items() if here[name] != there
+    ]
+    if differing:  # what else there is might not even load
+        mend = "install the same copy of the project as the driver's: `bash cluster/install.sh`"
+        return (Finding("fail", "versions", ", ".join(differing), mend),)
+    problems = [*_look_at_place(needs), *_look_at_data(needs)]
     for backbone, init in needs.models:
         problems += _look_at_model(backbone, init)
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return NodeView(tuple(problems), written, {"python": platform.python_version(), **versions})
+    return tuple(problems)
+
+
+def _versions_here() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+def _look_at_place(needs: Needs) -> list[Finding]:
+    """Whether results can be written, on the same disk as the driver's, with room for them."""
+    if not is_remote(needs.place) and not _is_the_driver_s(Path(needs.place), needs.uid):
+        return [Finding("fail", "output", f"{needs.place}: the study that the driver has there is not here", _SHARE_IT)]
+    return [finding for finding in look_at_output(needs.place) if finding.state == "fail"]
+
+
+def _look_at_data(needs: Needs) -> list[Finding]:
+    """Whether the data can be read and, at an address, whether there is room for the copy."""
+    seen = look_at_data(needs.data, can_be_made=False)
+    problems = [Finding("fail", "data", finding.found, _SHARE_IT) for finding in seen if finding.state == "fail"]
+    if is_remote(needs.data) and not problems and not is_copied(needs.data, needs.leave_out):
+        root = cache_folder("datasets")
+        free = shutil.disk_usage(root).free
+        if free < needs.data_bytes:
+            found = f"{root}: {free / GB:.1f} GB free, the data has {needs.data_bytes / GB:.1f}"
+            problems.append(Finding("fail", "room", found, "free some, or set STUDYTOOL_CACHE to a larger disk"))
+    return problems
 
 
 def _look_at_model(backbone: str, init: str) -> list[Finding]:
@@ -167,17 +187,11 @@ def _look_at_model(backbone: str, init: str) -> list[Finding]:
         return [Finding("fail", "weights", first_line(error), "put the file where every node can read it")]
 
 
-def _appears(path: Path) -> bool:
+def _is_the_driver_s(folder: Path, uid: str) -> bool:
     deadline = time.monotonic() + _PATIENCE_SECONDS
-    while not path.is_file():
+    while True:
+        found = read_uid(folder)
         # Where there is no such folder at all, none will come.
-        if not path.parent.parent.is_dir() or time.monotonic() > deadline:
-            return False
+        if found == uid or not folder.is_dir() or time.monotonic() > deadline:
+            return found == uid
         time.sleep(0.5)
-    return True
-
-
-def _remove(probes: Path) -> None:
-    for path in probes.iterdir():
-        path.unlink()
-    probes.rmdir()

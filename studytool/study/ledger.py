@@ -28,6 +28,7 @@ from studytool.results import DeviceInfo, EpochResult, Outcome, TrialRecord, to_
 from studytool.settings import HANDLING
 from studytool.spec import StudySpec
 from studytool.study.extending import first_forbidden_change
+from studytool.study.heartbeat import Heartbeat
 from studytool.study.storage import HEAVY, Lease, Storage
 
 FORMAT = 1
@@ -51,6 +52,7 @@ class Ledger:
         self._lock = take_lock(self.folder)
         self.storage: Storage | None = None
         self._lease: Lease | None = None
+        self._heartbeat: Heartbeat | None = None
         self._records: dict[str, TrialRecord] = {}
         self.notes: tuple[str, ...] = ()
         try:
@@ -61,6 +63,8 @@ class Ledger:
             self._header = self._open_header(_what_results_depend_on(spec, data_fingerprint))
             self.uid: str = self._header["uid"]
             _refuse_lost_records(self.folder)
+            if spec.storage_address is None:
+                self._heartbeat = Heartbeat(self.folder)
             for path in _record_files(self.folder):
                 record = _read_record(path)
                 self._records[record.trial_id] = record
@@ -80,6 +84,8 @@ class Ledger:
         """Let another process have the study."""
         if self._lease is not None:
             self._lease.close()
+        if self._heartbeat is not None:
+            self._heartbeat.close()
         self._lock.close()
 
     @property
@@ -229,6 +235,14 @@ def gaps(records: Sequence[TrialRecord]) -> list[tuple[str, int]]:
 def read_records(folder: Path) -> tuple[TrialRecord, ...]:
     """The records of a study that may be running: read only, no lock taken."""
     return tuple(_read_record(path) for path in _record_files(folder))
+
+
+def read_uid(folder: Path) -> str | None:
+    """The id of the study in a folder, if one can be read there."""
+    try:
+        return str(_read(folder / "study.json")["uid"])
+    except (StudytoolError, LookupError):
+        return None
 
 
 def _refuse_lost_records(folder: Path) -> None:

@@ -104,6 +104,7 @@ def workload(
         "seed": 0,
         "data_path": "",
         "data_split": "stored",
+        "data_leave_out": (),
         "model": trial.model.model_copy(update=model),
         "input": trial.input.model_copy(update={"labels_per_class": None, "label_fraction": 1.0}),
         "train": trial.train.model_copy(update=train),

@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,8 @@ from studytool.study.slots import Node, Slots, count_slots
 
 PATIENCE_SECONDS = 120.0
 """A node's first answer takes as long as Python, torch and the project need to load there."""
+_NOTICED_WITHIN_SECONDS = 10.0
+"""A cluster may notice that a node is lost so much later than that its workers are silent."""
 
 
 @dataclass(frozen=True)
@@ -51,22 +53,32 @@ def ask_every_node(address: str, question: Callable[..., Any], *arguments: Any) 
         StudytoolError: there is no cluster, or it does not let us in.
     """
     with joined(address):
-        nodes = sorted(
-            (node for node in ray.nodes() if node["Alive"]), key=lambda node: str(node["NodeManagerAddress"])
+        return _ask((node for node in ray.nodes() if node["Alive"]), question, arguments)
+
+
+def ask_node(node_id: str, question: Callable[..., Any], *arguments: Any) -> NodeAnswer:
+    """The same for one node of the cluster that this process has joined."""
+    (answer,) = _ask((node for node in ray.nodes() if node["NodeID"] == node_id), question, arguments)
+    return answer
+
+
+def _ask(
+    nodes: Iterable[Mapping[str, Any]], question: Callable[..., Any], arguments: tuple[Any, ...]
+) -> tuple[NodeAnswer, ...]:
+    in_order = sorted(nodes, key=lambda node: str(node["NodeManagerAddress"]))
+    begin = time.time()
+    calls = {
+        node["NodeID"]: ray.remote(_answer)
+        .options(
+            num_cpus=0,
+            max_retries=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
         )
-        begin = time.time()
-        calls = {
-            node["NodeID"]: ray.remote(_answer)
-            .options(
-                num_cpus=0,
-                max_retries=0,
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
-            )
-            .remote(question, arguments)
-            for node in nodes
-        }
-        ray.wait(list(calls.values()), num_returns=len(calls), timeout=PATIENCE_SECONDS)
-        return tuple(_read(str(node["NodeManagerAddress"]), calls[node["NodeID"]], begin) for node in nodes)
+        .remote(question, arguments)
+        for node in in_order
+    }
+    ray.wait(list(calls.values()), num_returns=len(calls), timeout=PATIENCE_SECONDS)
+    return tuple(_read(str(node["NodeManagerAddress"]), calls[node["NodeID"]], begin) for node in in_order)
 
 
 @contextmanager
@@ -160,9 +172,12 @@ def job_client(address: str) -> Iterator[Any]:
         ) from None
 
 
-def nodes_there() -> tuple[Node, ...]:
-    """What the nodes of the cluster have that this process has joined, and what its autoscaler may bring."""
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+def nodes_there(but: Collection[str] = ()) -> tuple[Node, ...]:
+    """What the nodes of the cluster have that this process has joined, and what its autoscaler may bring.
+
+    Those whose ids are in `but` do not count.
+    """
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in but]
     there = tuple(Node(int(has.get("CPU", 0)), float(has.get("GPU", 0))) for has in alive)
     config = _state.get_cluster_config()
     if config is None:
@@ -173,14 +188,38 @@ def nodes_there() -> tuple[Node, ...]:
     return max(there, coming, key=_size)
 
 
-def slots_on_cluster(resources: ResourceSettings, slots: Slots) -> Slots:
-    """How many trials such as `slots` says the cluster runs now: nodes come and go."""
-    return count_slots(resources, nodes_there(), cpu=slots.cpu, gpu=slots.gpu)
+def slots_on_cluster(resources: ResourceSettings, slots: Slots, but: Collection[str] = ()) -> Slots:
+    """How many trials such as `slots` says the cluster runs now, but on the nodes `but`: nodes come and go."""
+    return count_slots(resources, nodes_there(but), cpu=slots.cpu, gpu=slots.gpu)
 
 
-def count_lost() -> int:
-    """How many nodes the cluster has lost since it came up."""
-    return sum(not node["Alive"] for node in ray.nodes())
+def this_node() -> str:
+    """The id of the node that this process runs on; a node that joins again has a new one."""
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def address_of(node_id: str) -> str:
+    """The address of a node of the cluster."""
+    return next((str(node["NodeManagerAddress"]) for node in ray.nodes() if node["NodeID"] == node_id), node_id)
+
+
+def node_of(error: Exception | None) -> str | None:
+    """The id of the node on which the worker ran that ended with this error, if it is one of Ray's about a worker."""
+    actor = getattr(error, "actor_id", None)
+    table = _state.actor_table(actor) if isinstance(actor, str) else None
+    found = (table or {}).get("Address", {}).get("NodeID")
+    return found if any(node["NodeID"] == found for node in ray.nodes()) else None
+
+
+def is_lost(node_id: str) -> bool:
+    """Whether the cluster has lost a node; one that is silent it may have noticed only after a while."""
+    deadline = time.monotonic() + _NOTICED_WITHIN_SECONDS
+    while True:
+        if not any(node["Alive"] for node in ray.nodes() if node["NodeID"] == node_id):
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.5)
 
 
 def _size(nodes: tuple[Node, ...]) -> tuple[float, float]:

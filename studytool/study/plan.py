@@ -193,7 +193,7 @@ def _data(spec: StudySpec) -> tuple[_Data | None, str | None]:
     try:
         if settings.simulate is not None and not Path(settings.path).exists():
             return _to_be_simulated(settings.simulate), None
-        dataset = open_dataset(local_copy(settings.path), settings.split)
+        dataset = open_dataset(local_copy(settings.path, leave_out=settings.leave_out), settings.split)
         manifest = dataset.manifest
         return _Data(
             manifest.shape_dhw,

@@ -52,7 +52,7 @@ def dataset_if_here(spec: StudySpec) -> Dataset | None:
     if not Path(spec.data.path).is_dir():
         return None
     try:
-        return open_dataset(local_copy(spec.data.path), spec.data.split)
+        return open_dataset(local_copy(spec.data.path, leave_out=spec.data.leave_out), spec.data.split)
     except StudytoolError:
         return None
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from rich.console import Console
 
 from studytool.data.cachefolder import cache_folder
-from studytool.data.damage import damaged_shards, leave_out
+from studytool.data.damage import damaged_shards
 from studytool.data.leakage import check_leakage
 from studytool.data.remote_copy import local_copy
 from studytool.data.shards import Dataset, Manifest, open_dataset, read_manifest
-from studytool.errors import DataError, StudytoolError, WeightsError
+from studytool.errors import DamagedError, DataError, StudytoolError, WeightsError
 from studytool.files import write_text
 from studytool.models.weights import fetch_checkpoint, missing_weights
 from studytool.remote import is_remote
@@ -29,7 +29,7 @@ from studytool.study.counting import progress_of
 from studytool.study.director import Director, Observer
 from studytool.study.environment import describe_environment
 from studytool.study.folder import keep_study
-from studytool.study.ledger import Ledger, set_aside, take_lock
+from studytool.study.ledger import Ledger, set_aside
 from studytool.study.observers import Housekeeping, TellTracker, TrialLogs, keep_run_ids
 from studytool.study.plan import plan_study
 from studytool.study.plantext import total_lines
@@ -79,13 +79,12 @@ def run_study(
 
             spec = with_full_paths(spec, address)
         _check_weights(spec)
-        ensure_dataset(spec.data, console)
-        folder = local_copy(spec.data.path, look_again=True)
-        damaged = _find_damage(spec, folder, console)
+        if not is_remote(spec.data.path):
+            ensure_dataset(spec.data, console)
+        spec, folder, damage = _without_damage(spec, console)
         aside = set_aside(spec) if new else None
         if aside:
             say(console, f"begun anew; the results until now are in {aside}")
-        spec, folder, damage = _without_damage(spec, folder, damaged, console)
         dataset = open_dataset(folder, spec.data.split)
         notes = (*damage, *check_leakage(dataset).notes)
         with closing(Ledger(spec, dataset.fingerprint)) as ledger, ExitStack() as after:
@@ -106,39 +105,54 @@ def run_study(
             return _close(spec, ledger, tracker, ended_by, console, dataset, notes)
 
 
-def _find_damage(spec: StudySpec, folder: Path, console: Console) -> list[str]:
-    """Hold every shard against its checksum before anything relies on it; the names of the damaged ones.
+def _without_damage(spec: StudySpec, console: Console) -> tuple[StudySpec, Path, tuple[str, ...]]:
+    """The study without the damaged shards of its dataset, where that is here, and what has to be said of it.
+
+    Every shard is held against its checksum before anything relies on it. What is left out is decided here, once: the
+    trials are told, so that all nodes read the same.
 
     Raises:
         DataError: a shard is damaged, and `data.on_damage` is "stop".
     """
-    with progress_of(console, f"checking {folder}") as on_progress:
-        damaged = damaged_shards(folder, read_manifest(folder), on_progress, notes=cache_folder("checked"))
-    if damaged and spec.data.on_damage == "stop":
-        raise DataError(
-            f"{folder / damaged[0]}: missing or damaged; {_count_damage(damaged, folder)} are; fetch or make the "
-            "dataset again, or set data.on_damage: skip to go on without them"
-        )
-    return damaged
-
-
-def _without_damage(
-    spec: StudySpec, folder: Path, damaged: list[str], console: Console
-) -> tuple[StudySpec, Path, tuple[str, ...]]:
-    """The study on what is left of its dataset, where that is, and what has to be said of it."""
-    if not damaged:
+    path, left_out = spec.data.path, {*spec.data.leave_out}
+    copies_are_new = not is_remote(path)
+    while True:
+        try:
+            folder = local_copy(path, look_again=True, leave_out=left_out)
+            damaged = _damaged(folder, console)
+        except DamagedError as error:  # at its address
+            if spec.data.on_damage == "stop":
+                raise
+            left_out |= {*error.names}
+            continue
+        if not damaged:
+            break
+        if not copies_are_new:
+            copies_are_new = True
+            for name in damaged:
+                (folder / name).resolve().unlink(missing_ok=True)
+        elif spec.data.on_damage == "skip":
+            left_out |= {*damaged}
+            folder = local_copy(path, leave_out=left_out)
+            break
+        else:
+            raise DataError(
+                f"{folder / damaged[0]}: missing or damaged; {len(damaged)} of {len(read_manifest(folder).shards)} "
+                f"shards of {folder} are; fetch or make the dataset again, or set data.on_damage: skip to go on "
+                "without them"
+            )
+    if not left_out:
         return spec, folder, ()
-    spec.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    rest = spec.folder.absolute() / "data-without-damage"
-    with take_lock(spec.folder):  # else what another process trains on would be made anew under it
-        leave_out(folder, read_manifest(folder), damaged, rest)
-    note = f"left out as damaged: {_count_damage(damaged, folder)}, the first of them {damaged[0]}"
+    of = len(left_out) + len(read_manifest(folder).shards)
+    note = f"left out as damaged: {len(left_out)} of {of} shards of {path}, the first of them {min(left_out)}"
     say(console, note)
-    return spec.model_copy(update={"data": spec.data.model_copy(update={"path": str(rest)})}), rest, (note,)
+    data = spec.data.model_copy(update={"leave_out": tuple(sorted(left_out))})
+    return spec.model_copy(update={"data": data}), folder, (note,)
 
 
-def _count_damage(damaged: list[str], folder: Path) -> str:
-    return f"{len(damaged)} of {len(read_manifest(folder).shards)} shards of {folder}"
+def _damaged(folder: Path, console: Console) -> list[str]:
+    with progress_of(console, f"checking {folder}") as on_progress:
+        return damaged_shards(folder, read_manifest(folder), on_progress, notes=cache_folder("checked"))
 
 
 def _say_estimate(spec: StudySpec, console: Console) -> None:
@@ -154,7 +168,9 @@ def ensure_dataset(settings: DataSettings, console: Console) -> Manifest:
     Raises:
         DataError: no usable dataset is there, or it was simulated in another way than the study file says.
     """
-    folder = local_copy(settings.path)
+    folder = (
+        local_copy(settings.path, leave_out=settings.leave_out) if is_remote(settings.path) else Path(settings.path)
+    )
     if settings.simulate is not None and not is_remote(settings.path):
         if not folder.exists():
             _simulate(settings.simulate, folder, console)
@@ -229,7 +245,8 @@ def _run_trials(
     address: str | None,
 ) -> str | None:
     """Run what is missing; the name of the signal that ended it early, or None."""
-    from studytool.study.nodes import ray_session, slots_on_cluster
+    from studytool.study.nodes import ray_session
+    from studytool.study.nodewatch import NodeWatch
     from studytool.study.tuning import plan_slots, run_trials
 
     # The log first: of a trial that failed it is uploaded.
@@ -245,14 +262,16 @@ def _run_trials(
         f"trials to run; results in {spec.storage_address or spec.folder}",
     )
     try:
+        needs = None
         if address is not None:
-            from studytool.study.clustercheck import check_nodes
+            from studytool.study.clustercheck import check_nodes, needs_of
 
-            check_nodes(spec, address, console)
+            needs = needs_of(spec, ledger.uid, dataset.manifest)
+            check_nodes(needs, address, console)
         with ray_session(address) as scratch:
             signals.watch()  # Ray has put its own handlers in place
             slots = plan_slots(spec.resources, on_cluster=address is not None)
-            slots_now = partial(slots_on_cluster, spec.resources, slots) if address is not None else None
+            nodes = NodeWatch(spec.resources, slots, needs) if needs is not None else None
             with Progress(spec, console, slots.count, verbose=verbose) as progress:
                 observers.append(progress)
                 progress.take_up(ledger.records)
@@ -264,7 +283,7 @@ def _run_trials(
                     scratch=scratch,
                     signals=signals,
                     check_inputs=partial(check_inputs, spec, dataset),
-                    slots_now=slots_now,
+                    nodes=nodes,
                     storage_address=spec.storage_address,
                 )
     except BaseException:

@@ -5,6 +5,7 @@ Only the ledger is read, and no lock taken, so that a running study is not distu
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,9 +17,10 @@ from studytool.report.words import duration
 from studytool.results import Outcome, TrialRecord
 from studytool.spec import StudySpec
 from studytool.study.budget import device_seconds_spent
+from studytool.study.heartbeat import SignOfLife, last_sign
 from studytool.study.ledger import read_records
 from studytool.study.plan import ArmPlan, Plan, plan_study
-from studytool.study.storage import is_held
+from studytool.study.storage import this_driver
 
 _LOCKS = Path("/proc/locks")
 
@@ -54,10 +56,11 @@ class ArmStatus:
 
 @dataclass(frozen=True)
 class StudyStatus:
-    """A study at a glance. `state` is "running", "interrupted", "finished" or "not begun".
+    """A study at a glance. `state` is "running", "interrupted" or "finished".
 
-    Money is in `currency`, None where the study file names no price; what is left is an estimate, None where nothing
-    is known to estimate it from.
+    `driver` is the last one ("HOST, process N") that runs it or has not said that it is done, `silent_seconds` how long
+    ago it gave a sign of life, `epoch_seconds_ago` when the ledger got its last epoch. Money is in `currency`, None
+    where the study file names no price; what is left is an estimate, None where nothing is known to estimate it from.
     """
 
     study: str
@@ -73,6 +76,9 @@ class StudyStatus:
     money_spent: float | None
     money_left: float | None
     currency: str
+    driver: str | None = None
+    silent_seconds: float | None = None
+    epoch_seconds_ago: float | None = None
     problems: tuple[str, ...] = field(default=())
 
 
@@ -87,7 +93,8 @@ def study_status(spec: StudySpec) -> StudyStatus:
     plan = plan_study(spec, seconds_in_all=0)
     records = read_records(spec.folder)
     summaries = {summary.arm: summary for summary in summarize_arms(spec, records)}
-    runs = _is_running(spec.folder) or (spec.storage_address is not None and is_held(spec.storage_address))
+    sign = last_sign(spec.folder, spec.storage_address)
+    runs = _is_locked(spec.folder) or (sign is not None and sign.is_fresh and not _was_killed_here(spec, sign))
     left = sum(arm.search + arm.confirm for arm in plan.arms)
     spent = device_seconds_spent(records)
     hours_left = plan.device_hours() if left else 0.0
@@ -107,6 +114,9 @@ def study_status(spec: StudySpec) -> StudyStatus:
         money_spent=None if price is None else spent / 3600 * price,
         money_left=None if price is None or hours_left is None else hours_left * price,
         currency=spec.resources.currency,
+        driver=sign.driver if sign else None,
+        silent_seconds=sign.seconds_ago if sign else None,
+        epoch_seconds_ago=_epoch_seconds_ago(spec.folder, records),
         problems=_problems(plan, runs),
     )
 
@@ -118,7 +128,8 @@ def status_dict(status: StudyStatus) -> dict[str, Any]:
 
 def status_lines(status: StudyStatus) -> list[str]:
     """The status as lines for a person."""
-    lines = [f"{status.study}: {status.state}, {_count(status.trials_left, 'trial')} left; results in {status.folder}"]
+    left = _count(status.trials_left, "trial")
+    lines = [f"{status.study}: {_state(status)}, {left} left; results in {status.folder}"]
     width = max([len(arm.arm) for arm in status.arms] + [3])
     lines.append(f"{'arm':<{width}}    search   confirm  best {status.metric}")
     for arm in status.arms:
@@ -173,8 +184,32 @@ def _problems(plan: Plan, runs: bool) -> tuple[str, ...]:
     return () if runs else plan.problems
 
 
-def _is_running(folder: Path) -> bool:
-    """Whether a process holds the lock of the study, by the kernel's own list."""
+def _state(status: StudyStatus) -> str:
+    if status.state == "running":
+        where = f" on {status.driver}" if status.driver else ""
+        epoch = status.epoch_seconds_ago
+        return f"running{where}, " + ("no epoch yet" if epoch is None else f"last epoch {duration(epoch)} ago")
+    if status.state == "interrupted" and status.driver and status.silent_seconds is not None:
+        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() - status.silent_seconds))
+        return f"interrupted (no sign of life from {status.driver} since {since})"
+    return status.state
+
+
+def _epoch_seconds_ago(folder: Path, records: Sequence[TrialRecord]) -> float | None:
+    """How long ago the ledger was written that holds the last epoch."""
+    paths = [folder / "trials" / record.trial_id / "record.json" for record in records if record.epochs]
+    written = [path.stat().st_mtime for path in paths if path.is_file()]
+    return max(0.0, time.time() - max(written)) if written else None
+
+
+def _was_killed_here(spec: StudySpec, sign: SignOfLife) -> bool:
+    """Whether the driver was one of this machine, which would hold the lock."""
+    host = this_driver().partition(",")[0]
+    return spec.storage_address is None and _LOCKS.is_file() and sign.driver.partition(",")[0] == host
+
+
+def _is_locked(folder: Path) -> bool:
+    """Whether a process of this machine holds the lock of the study, by the kernel's own list."""
     try:
         state = (folder / ".lock").stat()
         held = _LOCKS.read_text(encoding="ascii")

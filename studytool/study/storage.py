@@ -31,8 +31,8 @@ LEASE_SECONDS = 60.0
 RENEW_SECONDS = 15.0
 OUTAGE_SECONDS = 3600.0
 """How long a push waits for its server."""
-_OF_THIS_MACHINE = ("mlflow", "data-without-damage")
-"""Folders of the working copy that never go to the address: artifacts of this machine's MLflow, links to its data."""
+_OF_THIS_MACHINE = ("mlflow",)
+"""Folders of the working copy that never go to the address: artifacts of this machine's MLflow."""
 _LONGEST_PAUSE_SECONDS = 30.0
 CHECKPOINTS = ("last.pt*",)
 HEAVY = (*CHECKPOINTS, "*.safetensors", "*.npz")
@@ -117,7 +117,7 @@ class Lease:
     def __init__(self, address: str) -> None:
         self._address = address
         self._remote = open_remote(address)
-        self._mine = json.dumps({"driver": f"{socket.gethostname()}, process {os.getpid()}", "id": uuid.uuid4().hex})
+        self._mine = json.dumps({"driver": this_driver(), "id": uuid.uuid4().hex})
         self._taken_by: str | None = None
         self._closed = threading.Event()
         self._wait_for_the_dead()
@@ -184,9 +184,16 @@ class Lease:
             self._remote.put(path, LEASE)
 
 
-def is_held(address: str) -> bool:
-    """Whether a driver holds the study at the address (or has not closed it)."""
-    return LEASE in open_remote(address).files()
+def this_driver() -> str:
+    """What others are told of the driver that this process is."""
+    return f"{socket.gethostname()}, process {os.getpid()}"
+
+
+def holder_of(address: str) -> tuple[str, float] | None:
+    """Which driver holds the study at the address, and how many seconds ago it last said so; None if none does."""
+    remote = open_remote(address)
+    lease = remote.files().get(LEASE)
+    return None if lease is None else (_holder(remote), time.time() - lease.written_ns / 1e9)
 
 
 def fresh_workplace(address: str, trial_id: str) -> Storage:

@@ -28,7 +28,8 @@ from studytool.files import disk_full_explained
 from studytool.results import DeviceInfo, EpochResult, epoch_from_dict
 from studytool.settings import ResourceSettings
 from studytool.study.director import Cause, Director
-from studytool.study.nodes import count_lost, nodes_there
+from studytool.study.nodes import nodes_there
+from studytool.study.nodewatch import NodeWatch
 from studytool.study.signals import Signals
 from studytool.study.slots import Slots, share_out, share_out_over
 from studytool.study.worker import DISK_FULL, Worker
@@ -57,7 +58,7 @@ def run_trials(
     scratch: Path,
     signals: Signals,
     check_inputs: Callable[[], None],
-    slots_now: Callable[[], Slots] | None = None,
+    nodes: NodeWatch | None = None,
     storage_address: str | None = None,
 ) -> str | None:
     """Run the director's trials until none is left; the name of the signal that ended it early, or None.
@@ -69,7 +70,7 @@ def run_trials(
         scratch: a folder for what Ray Tune writes, which nobody reads.
         signals: those that end the run.
         check_inputs: raises a StudytoolError if what every trial needs is no longer there: no trial's fault.
-        slots_now: on a cluster, whose nodes come and go, says how many trials at once; each holds what `slots` says.
+        nodes: on a cluster, whose nodes come and go, knows which of them trials may run on.
         storage_address: where the workers put their checkpoints instead of `folder_of`.
 
     Raises:
@@ -83,7 +84,7 @@ def run_trials(
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(_MOST_PENDING)
     # Else it writes all its trials down every ten seconds, longer and longer, up to a twentieth of the time.
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(_NEVER_SECONDS)
-    bridge = _Bridge(director, folder_of, slots, signals, check_inputs, slots_now, storage_address)
+    bridge = _Bridge(director, folder_of, slots, signals, check_inputs, nodes, storage_address)
     try:
         tune.Tuner(
             tune.with_resources(Worker, _share),
@@ -109,7 +110,6 @@ def run_trials(
 
 _MOST_PENDING = 10_000  # `_Bridge.ask` says how many trials there are at once, not Ray Tune
 _NEVER_SECONDS = 1_000_000_000
-_LOOK_AT_NODES_SECONDS = 1.0
 _OTHERS_START_WITHIN_SECONDS = 60.0
 
 
@@ -120,12 +120,12 @@ class _Stop(BaseException):
         self.error = error
 
 
-def _share(config: dict[str, Any]) -> dict[str, float]:
-    return {"cpu": config["holds_cpu"], "gpu": config["holds_gpu"]}
-
-
-_NOTICED_WITHIN_SECONDS = 10.0
-_ITS_TRIALS_BREAK_WITHIN_SECONDS = 60.0
+def _share(config: dict[str, Any]) -> dict[str, float] | tune.PlacementGroupFactory:
+    if not config["not_on"]:
+        return {"cpu": config["holds_cpu"], "gpu": config["holds_gpu"]}
+    held = {"CPU": config["holds_cpu"], **({"GPU": config["holds_gpu"]} if config["holds_gpu"] else {})}
+    elsewhere = {"ray.io/node-id": f"!in({','.join(config['not_on'])})"}
+    return tune.PlacementGroupFactory([held], bundle_label_selector=[elsewhere])
 
 
 class _Bridge:
@@ -138,7 +138,7 @@ class _Bridge:
         slots: Slots,
         signals: Signals,
         check_inputs: Callable[[], None],
-        slots_now: Callable[[], Slots] | None,
+        nodes: NodeWatch | None,
         storage_address: str | None,
     ) -> None:
         self.director = director
@@ -147,16 +147,13 @@ class _Bridge:
         self.signals = signals
         self.ids: dict[str, str] = {}
         self._check_inputs = check_inputs
+        self._nodes = nodes
         # A worker that takes seconds to import what trials need does so before one begins and its clock runs.
         self._workers_to_start = min(slots.count, sum(director.trials_left.values()))
         self._starting: set[str] = set()
         self._ready: set[str] = set()
         self._first_ready = math.inf
-        self._slots_now = slots_now
         self._storage_address = storage_address
-        self._looked = time.monotonic()
-        self._lost = 0 if slots_now is None else count_lost()
-        self._lost_at = -math.inf
         self._killed_for_memory = processes_killed_for_memory()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Bridge:
@@ -169,14 +166,15 @@ class _Bridge:
     def ask(self, ray_id: str) -> dict[str, Any] | str | None:
         """What Ray should start next; it has room for a trial more."""
         self.signals.watch()
-        self._look_at_nodes()
+        if self._nodes is not None:
+            self.slots = self._nodes.slots()
         director, slots = self.director, self.slots
         if director.finished:
             return str(Searcher.FINISHED)
         if self._workers_to_start:
             self._workers_to_start -= 1
             self._starting.add(ray_id)
-            return {"trial": None, "backbones": director.backbones, **self._share()}
+            return {"trial": None, "backbones": director.backbones, **self._held()}
         # A trial that ran out of memory is waited for, so that it gets the machine to itself.
         taken = len(director.running) + len(self._starting) + len(self._ready)
         if taken >= slots.count or any(map(director.needs_room, director.running)):
@@ -190,7 +188,7 @@ class _Bridge:
             "trial": trial.model_dump_json(),
             "folder": str(self.folder_of(trial.trial_id)),
             "storage": self._storage_address,
-            **self._share(alone=alone),
+            **self._held(alone=alone),
             # A whole GPU of its own is shared with nobody; cores of one machine share its memory and clock.
             "side_by_side": 1 if alone else slots.side_by_side,
         }
@@ -208,61 +206,61 @@ class _Bridge:
         self._ready.remove(ray_id)
         return True
 
-    def _share(self, *, alone: bool = False) -> dict[str, float]:
+    def _not_started(self, ray_id: str) -> None:
+        self._starting.discard(ray_id)
+        self._ready.discard(ray_id)
+
+    def _held(self, *, alone: bool = False) -> dict[str, Any]:
         slots = self.slots
         return {
+            "needs": self._nodes.needs if self._nodes else None,
+            "not_on": self._nodes.refused if self._nodes else (),
             "cpu": slots.cpu,
             "holds_cpu": slots.cpu * slots.on_one_node if alone else slots.cpu,
             "holds_gpu": max(1.0, slots.gpu) if alone and slots.gpu else slots.gpu,
         }
 
-    def _look_at_nodes(self) -> None:
-        if self._slots_now is not None and time.monotonic() > self._looked + _LOOK_AT_NODES_SECONDS:
-            self.slots, self._looked = self._slots_now(), time.monotonic()
-
     def tell(self, ray_id: str, result: dict[str, Any]) -> bool:
         """An epoch or the end of a trial, or a worker that is ready for one; whether Ray has to stop it."""
         if ray_id in self._starting | self._ready:
-            return self._may_begin(ray_id)
+            if "failure" not in result:
+                return self._may_begin(ray_id)
+            assert self._nodes is not None  # a node that lacks something is all that can be wrong so early
+            self._nodes.refuse(result["node"], result["failure"])
+            self._not_started(ray_id)
+            return True
         trial_id = self.ids[ray_id]
         if "failure" not in result:
             epoch: EpochResult = epoch_from_dict(json.loads(result["epoch_result"]))
             device = DeviceInfo(**result["device"])
+            if self._nodes is not None:
+                self._nodes.memory_ran_out(result["node"], result["killed_for_memory"])
             return self._guarded(lambda: self.director.epoch(trial_id, epoch, device))
         if result["cause"] == DISK_FULL:
             raise _Stop(StudytoolError(result["failure"]))
-        self._failed(trial_id, result["failure"], Cause(result["cause"]), result["details"])
+        cause, line = Cause(result["cause"]), result["failure"]
+        if cause is Cause.NODE:
+            assert self._nodes is not None
+            line = self._nodes.refuse(result["node"], line)
+        self._failed(trial_id, line, cause, result["details"])
         return True
 
     def broke(self, ray_id: str, error: Exception | None) -> None:
         """A worker process died, or did not come up."""
         if ray_id in self._starting | self._ready:
-            self._starting.discard(ray_id)  # if it happens again, a trial has it in its log
-            self._ready.discard(ray_id)
+            self._not_started(ray_id)  # if it happens again, a trial has it in its log
             return
         details = str(error or "the worker ended without a word").strip()
         lines = details.splitlines()
         died = isinstance(error, ray.exceptions.RayActorError) and "creation task" not in lines[0]
         line = "its process died" if died else lines[-1].strip()
-        cause, killed = Cause.WORKER, processes_killed_for_memory()
-        if isinstance(error, ray.exceptions.RayError) and self._slots_now is not None and self._has_lost_a_node():
-            cause, line = Cause.NODE, "its node was lost"
-        elif self._slots_now is None and killed > self._killed_for_memory:
+        cause = Cause.WORKER
+        if self._nodes is not None:
+            cause, line = self._nodes.explain(error, came_up=died) or (cause, line)
+        elif (killed := processes_killed_for_memory()) > self._killed_for_memory:
             self._killed_for_memory = killed
             cause, line = Cause.MEMORY, "its process was killed by the system"
         self._failed(self.ids[ray_id], line, cause, details)
-
-    def _has_lost_a_node(self) -> bool:
-        """Whether a node was lost just now; the cluster may notice it later than that its workers are silent."""
-        begun = time.monotonic()
-        while time.monotonic() < begun + _NOTICED_WITHIN_SECONDS:
-            lost = count_lost()
-            if lost > self._lost:
-                self._lost, self._lost_at = lost, time.monotonic()
-            if time.monotonic() < self._lost_at + _ITS_TRIALS_BREAK_WITHIN_SECONDS:
-                return True
-            time.sleep(0.5)
-        return False
 
     def _failed(self, trial_id: str, message: str, cause: Cause, details: str) -> None:
         if cause in (Cause.TRIAL, Cause.WORKER):

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Generator
 from pathlib import Path
 from shutil import rmtree
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from studytool.study import rayenvironment  # noqa: F401 - first of all, since Ray reads it as it is imported
 
@@ -20,8 +20,13 @@ from studytool.errors import DiskFullError, StudytoolError
 from studytool.results import EpochResult, to_dict
 from studytool.spec import TrialSpec
 from studytool.study.director import Cause
+from studytool.study.nodes import this_node
+from studytool.study.nodewatch import what_node_lacks
 from studytool.study.storage import Storage, fresh_workplace
-from studytool.training.memory import is_out_of_memory
+from studytool.training.memory import is_out_of_memory, processes_killed_for_memory
+
+if TYPE_CHECKING:
+    from studytool.training.kept import Kept
 
 DISK_FULL = "disk"
 _ASKED_AGAIN_SECONDS = 0.02
@@ -32,31 +37,24 @@ class Worker(tune.Trainable):
 
     _epochs: Generator[EpochResult, None, None] | None = None
     _workplace: Storage | None = None
+    _kept: Kept | None = None
+    _node_lacks = ""
 
     def setup(self, config: dict[str, Any]) -> None:
         """Import what trials need, and begin the first one, unless the process is only to be ready for one."""
-        import torch
-
-        from studytool.training.kept import Kept
-        from studytool.training.loop import import_backbone
-
-        torch.set_num_threads(config["cpu"])
-        self._kept = Kept()
-        if config["trial"] is None:
-            for name in config["backbones"]:
-                import_backbone(name)
-        else:
-            self.reset_config(config)
+        self.reset_config(config)
         # Every trial ends with a collection, which need not walk through all that is imported each time.
         gc.freeze()
 
     def reset_config(self, config: dict[str, Any]) -> bool:
         """Begin another trial."""
+        # A pruned trial stands at its last epoch and still holds its network.
+        self.cleanup()
+        if (self._kept is None and not self._made_ready(config)) or config["trial"] is None:
+            return True
         from studytool.training.device import choose_device, describe_device
         from studytool.training.loop import train_trial
 
-        # A pruned trial stands at its last epoch and still holds its network.
-        self.cleanup()
         trial = TrialSpec.model_validate_json(config["trial"])
         side_by_side = config["side_by_side"]
         folder = Path(config["folder"])
@@ -67,12 +65,31 @@ class Worker(tune.Trainable):
         self._device = to_dict(describe_device(choose_device(None), side_by_side))
         return True
 
+    def _made_ready(self, config: dict[str, Any]) -> bool:
+        """Look at the node, then import what trials need; whether they can run here."""
+        # With other versions, or without the study's storage, what follows would be the trial's failure.
+        self._node_lacks = what_node_lacks(config["needs"]) if config["needs"] else ""
+        if self._node_lacks:
+            return False
+        import torch
+
+        from studytool.training.kept import Kept
+        from studytool.training.loop import import_backbone
+
+        torch.set_num_threads(config["cpu"])
+        for name in config.get("backbones", ()):
+            import_backbone(name)
+        self._kept = Kept()
+        return True
+
     def step(self) -> dict[str, Any]:
         """Train an epoch; without a trial, say that the process is ready for one."""
         from studytool.training.checkpoint import LAST
         from studytool.training.predictions import PREDICTIONS
         from studytool.training.trained import RECORD, WEIGHTS
 
+        if self._node_lacks:
+            return {**_told(self._node_lacks, Cause.NODE), "node": this_node(), "done": True}
         if self._epochs is None:
             time.sleep(_ASKED_AGAIN_SECONDS)
             return {"ready": True}
@@ -84,7 +101,8 @@ class Worker(tune.Trainable):
         except Exception as error:
             self.cleanup()
             return {**_failure(error), "done": True}
-        return {"epoch_result": json.dumps(to_dict(result)), "device": self._device, "done": result.is_last}
+        told = {"epoch_result": json.dumps(to_dict(result)), "device": self._device, "done": result.is_last}
+        return {**told, "node": this_node(), "killed_for_memory": processes_killed_for_memory()}
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
         """Ray saves a trial that it stops; ours has its own checkpoint, so there is nothing to add."""
@@ -112,4 +130,8 @@ def _failure(error: Exception) -> dict[str, str]:
         cause = Cause.TRIAL  # its own fault: trying again would end the same way
     else:
         cause, line = Cause.WORKER, f"{type(error).__name__}: {line}"
-    return {"failure": line, "cause": cause.value if cause else DISK_FULL, "details": traceback.format_exc()}
+    return _told(line, cause, traceback.format_exc())
+
+
+def _told(line: str, cause: Cause | None, details: str = "") -> dict[str, str]:
+    return {"failure": line, "cause": cause.value if cause else DISK_FULL, "details": details}

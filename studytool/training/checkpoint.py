@@ -162,7 +162,7 @@ def _check_same_trial(path: Path, content: dict[str, Any], trial: TrialSpec, dat
             )
 
 
-_MAY_CHANGE = {"study", "arm", "number", "source", "data_path", "data_split", "on_damage", "cache"}
+_MAY_CHANGE = {"study", "arm", "number", "source", "data_path", "data_split", "data_leave_out", "on_damage", "cache"}
 """What says which trial it is but not what it computes; with the phase, what `TrialSpec.config_hash` leaves out."""
 _MAY_CHANGE |= {f"train.{name}" for name in HANDLING} | {"train.accumulate"}
 """And what may be another one when a trial is tried again that ran out of memory: in how many parts it computes."""

@@ -86,7 +86,8 @@ def train_trial(
     kept = kept or Kept(most_bytes=0)
     try:
         with meter.phase("data"):
-            dataset = kept.dataset(local_copy(trial.data_path), trial.data_split)
+            data = local_copy(trial.data_path, leave_out=trial.data_leave_out)
+            dataset = kept.dataset(data, trial.data_split)
             check_data(trial, dataset)
             check_compiler(trial, chosen)
         with meter.phase("checkpoint"):

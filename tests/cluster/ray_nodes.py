@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 
 class RayNodes:
@@ -26,7 +27,7 @@ class RayNodes:
             head_node_args={"num_cpus": 0, "temp_dir": str(folder), **_loopback(), **dashboard},
         )
         self.workers: list[Any] = []
-        self._folder = folder
+        self.folder = folder
         self._joined = 0
 
     @property
@@ -34,18 +35,15 @@ class RayNodes:
         """HOST:PORT of the head."""
         return str(self._cluster.address)
 
-    def join(self) -> None:
-        """Another worker node."""
+    def join(self, **environment: str) -> None:
+        """Another worker node, with something else in its environment than this process has."""
         self._joined += 1
         # What is kept on a machine is that machine's own.
-        before = os.environ.get("STUDYTOOL_CACHE")
-        os.environ["STUDYTOOL_CACHE"] = str(self._folder / f"cache-{self._joined}")
-        try:
+        own = {"STUDYTOOL_CACHE": str(self.folder / f"cache-{self._joined}"), **environment}
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in own.items():
+                patch.setenv(name, value)
             self.workers.append(self._cluster.add_node(num_cpus=1, **_loopback()))
-        finally:
-            del os.environ["STUDYTOOL_CACHE"]
-            if before is not None:
-                os.environ["STUDYTOOL_CACHE"] = before
 
     def lose(self, node: Any) -> None:
         """SIGKILL to all of a node's processes, as when its machine loses power."""

@@ -14,10 +14,13 @@ import pytest
 import ssh_machines
 from ssh_machines import ADDRESSES, Machines, free_port
 
+from studytool.results import Outcome
+from studytool.study.ledger import read_records
+
 ROOT = Path(__file__).parents[2]
 STUDY = "~/studytool/search_spaces/quickstart.yaml"
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
@@ -111,6 +114,15 @@ def test_a_cluster_comes_up_works_and_goes(machines):
     assert re.search(r"ok +python .*all 2 nodes", said), said[-3000:]
     assert re.search(r"ok +versions +the same \d+ packages on 2 nodes", said)
     assert re.search(r"fail +data .*relative path", said)
+
+    shared = machines.folder / "shared"  # both machines see it under the same name
+    small = [f"data.path={shared}/data", f"output={shared}/studies", f"tracking.uri=sqlite:///{shared}/mlflow.db"]
+    small += ["data.simulate.classes=3", "data.simulate.volumes_per_class=16", "'arms.init=[random]'"]
+    small += ["search.trials_per_arm=2", "confirm.seeds=2", "train.max_epochs=1", "train.batch_size=4"]
+    command = f"~/studytool/.venv/bin/studytool run {STUDY} --address auto --no-plan --set {' --set '.join(small)}"
+    said = ray(machines, "exec", config, command, seconds=400)
+    assert "table and figures" in said
+    assert [record.outcome for record in read_records(shared / "studies/quickstart")] == [Outcome.COMPLETE] * 4
 
     for port in (dashboard_port, machines.mlflow_port):
         await_answer("127.0.0.1", port)

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
+import re
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +14,11 @@ from fabricated_study import RANDOM, STEM, WHOLE, YAML, make_spec, make_trials
 from studytool.errors import StudytoolError
 from studytool.results import Outcome, TrialRecord, to_dict
 from studytool.spec import StudySpec
-from studytool.study.ledger import _write
+from studytool.study import heartbeat
+from studytool.study.heartbeat import DRIVER
+from studytool.study.ledger import Ledger, _write
 from studytool.study.status import StudyStatus, status_dict, status_lines, study_status
+from studytool.study.storage import this_driver
 
 PRICED = YAML + "resources: {price_per_device_hour: 3.6, currency: EUR, gpu: 0, cpu: 1, trials_at_once: 1}\n"
 
@@ -83,6 +89,47 @@ def test_a_running_study_is_known_by_its_lock_which_is_left_alone(spec: StudySpe
     assert status.state == "running"
     assert any(line.startswith("runs: ") for line in status_lines(status))
     assert study_status(spec).state == "interrupted"
+
+
+def test_a_driver_on_another_machine_is_known_by_its_sign_of_life(spec: StudySpec):
+    records = [record for _, record in make_trials(spec)][:1]
+    put(spec, [replace(records[0], outcome=None, epochs=records[0].epochs[:1])])
+    written = time.time() - 90
+    os.utime(spec.folder / "trials" / records[0].trial_id / "record.json", (written, written))
+    sign = spec.folder / DRIVER
+    sign.write_text("node7, process 12")
+    status = study_status(spec)
+    assert status.state == "running"
+    assert status.problems == ()
+    assert re.match(
+        r"fabricated: running on node7, process 12, last epoch (9\d s|1\.\d min|\d+ min) ago, ", status_lines(status)[0]
+    )
+    os.utime(sign, (written, written))
+    status = study_status(spec)
+    assert status.state == "interrupted"
+    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(written))
+    assert f"interrupted (no sign of life from node7, process 12 since {since})" in status_lines(status)[0]
+
+
+def test_a_driver_of_this_machine_that_was_killed_is_known_at_once(spec: StudySpec):
+    put(spec, [replace(record, outcome=None) for _, record in make_trials(spec)][:1])
+    (spec.folder / DRIVER).write_text(this_driver())
+    assert study_status(spec).state == "interrupted"
+
+
+def test_a_driver_gives_signs_of_life_until_it_is_done(spec: StudySpec, monkeypatch):
+    monkeypatch.setattr(heartbeat, "RENEW_SECONDS", 0.05)
+    ledger = Ledger(spec, "data")
+    sign = spec.folder / DRIVER
+    assert sign.read_text() == this_driver()
+    os.utime(sign, (0, 0))
+    for _ in range(200):
+        if sign.stat().st_mtime > 0:
+            break
+        time.sleep(0.05)
+    assert time.time() - sign.stat().st_mtime < 60
+    ledger.close()
+    assert not sign.exists()
 
 
 def test_the_status_as_json(spec: StudySpec):

@@ -12,7 +12,7 @@ from s3_server import KEYS, s3_client, s3_server
 from studytool.errors import StudytoolError
 from studytool.remote import open_remote
 from studytool.study import storage
-from studytool.study.storage import LEASE, Lease, Storage, fresh_workplace, is_held
+from studytool.study.storage import LEASE, Lease, Storage, fresh_workplace, holder_of
 
 
 @pytest.fixture(scope="module")
@@ -92,12 +92,14 @@ def test_a_push_waits_for_the_end_of_an_outage(address, tmp_path):
 
 def test_one_driver_at_a_time(address):
     lease = Lease(address)
-    assert is_held(address)
+    driver, seconds_ago = holder_of(address)
+    assert driver == f"{socket.gethostname()}, process {os.getpid()}"
+    assert -5 < seconds_ago < 60
     with pytest.raises(StudytoolError, match=rf"running in another process \(.*{os.getpid()}\)"):
         Lease(address)
     lease.check()
     lease.close()
-    assert not is_held(address)
+    assert holder_of(address) is None
     Lease(address).close()
 
 
@@ -114,7 +116,7 @@ def test_a_driver_that_was_cut_off_does_not_write_over_the_next_one(address, tmp
     with pytest.raises(StudytoolError, match="another machine, process 1"):
         check_for_ten_seconds(lease)
     lease.close()
-    assert is_held(address)
+    assert holder_of(address) is not None
 
 
 def check_for_ten_seconds(lease):
