@@ -15,6 +15,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from pathlib import Path
 from shutil import rmtree
 from typing import Any, TypeVar
@@ -139,8 +140,9 @@ class _Worker(tune.Trainable):
         gc.freeze()
 
     def reset_config(self, config: dict[str, Any]) -> bool:
-        from studytool.training.device import choose_device, describe_device
+        from studytool.training.device import choose_device, choose_precision, describe_device
         from studytool.training.loop import train_trial
+        from studytool.training.peak import peak_flops
 
         # A pruned trial stands at its last epoch and still holds its network.
         self.cleanup()
@@ -151,7 +153,9 @@ class _Worker(tune.Trainable):
             self._workplace = fresh_workplace(config["storage"], trial.trial_id)
             folder = self._workplace.folder
         self._epochs = train_trial(trial, folder, trials_side_by_side=side_by_side)
-        self._device = to_dict(describe_device(choose_device(None), side_by_side))
+        device = choose_device(None)
+        peak = peak_flops(device, choose_precision(trial.train.precision, device))
+        self._device = to_dict(replace(describe_device(device, side_by_side), peak_flops=peak))
         return True
 
     def step(self) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def describe_device(device: torch.device, trials_side_by_side: int) -> DeviceInf
     """The device as the record names it."""
     if device.type == "cuda":
         return DeviceInfo("cuda", torch.cuda.get_device_name(device), trials_side_by_side)
-    return DeviceInfo("cpu", f"{_cpu_name()}, {torch.get_num_threads()} threads", trials_side_by_side)
+    return DeviceInfo("cpu", f"{cpu_name()}, {torch.get_num_threads()} threads", trials_side_by_side)
 
 
 def choose_precision(setting: str, device: torch.device) -> Precision:
@@ -111,7 +111,8 @@ def release_memory(device: torch.device, *, compiled: bool = False) -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's model; where the system does not tell, its architecture."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text(encoding="utf-8").splitlines():
