@@ -216,13 +216,18 @@ class TrainSettings(Settings):
     every class count the same in the loss. `ema` is the decay of the average of the weights that is evaluated and kept
     instead of the weights themselves. `accumulate` is the number of parts that a batch is computed in when memory is
     short; `batch_size` stays that of the whole, though batch normalization sees the parts. `compile` has
-    `torch.compile` make faster kernels for training: it needs a compiler, and time at first. "auto" precision is
-    bfloat16 where a GPU computes it, else float32; "auto" channels_last is on for networks made of convolutions.
-    `retry_out_of_memory`: a trial that runs out of memory is tried once more with four times as many parts of a batch.
+    `torch.compile` make faster kernels for training: it needs a compiler, and time at first; "auto" measures before the
+    study whether its trials get faster by it. `batch_factor` times larger batches are taken than `batch_size`, with the
+    learning rate that follows from the one set or tuned (times the factor for sgd, its square root for adam and adamw);
+    "auto" is the largest power of two that is faster and fits into memory. What "auto" means is chosen once for a study
+    and kept; a single `studytool train` takes "off" and 1. "auto" precision is bfloat16 where a GPU computes it, else
+    float32; "auto" channels_last is on for networks made of convolutions. `retry_out_of_memory`: a trial that runs out
+    of memory is tried once more with four times as many parts of a batch.
     """
 
     max_epochs: Annotated[int, Field(ge=1, le=100_000)] = 30
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 32
+    batch_factor: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = 1
     accumulate: Annotated[int, Field(ge=1, le=65_536)] = 1
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     optimizer: Annotated[str, named("optimizer", registry.OPTIMIZERS)] = "adamw"
@@ -236,7 +241,7 @@ class TrainSettings(Settings):
     gradient_clip: Annotated[float, Field(gt=0)] | None = None
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     channels_last: Literal["auto", "on", "off"] = "auto"
-    compile: Literal["off", "on"] = "off"
+    compile: Literal["off", "on", "auto"] = "off"
     retry_out_of_memory: bool = True
 
     @model_validator(mode="after")

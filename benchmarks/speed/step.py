@@ -9,7 +9,7 @@ studytool's is `train_trial`: it streams shards from the disk, normalizes, augme
 precision. Both train the same network whole. Their epochs take turns in one process; the first of each is warm-up.
 A compiled trial runs one step of every epoch uncompiled, to count its operations: take more `--steps` than a few.
 Spread is the lowest and highest ratio of two epochs that ran one after the other. Checkpoints are written outside of
-what is timed; `TMPDIR=/dev/shm` keeps them off a slow disk.
+what is timed; `--work /dev/shm` keeps them off a slow disk.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ import torch
 
 from studytool.data.particles import Particle
 from studytool.data.shards import write_dataset
-from studytool.errors import StudytoolError
 from studytool.files import write_text
 from studytool.models.backbones import BACKBONES
 from studytool.models.build import build_model
@@ -64,6 +63,7 @@ def main() -> None:
     parser.add_argument(
         "--no-compile", action="store_true", help="leave out torch.compile, which takes minutes a network"
     )
+    parser.add_argument("--work", type=Path, help="where volumes and checkpoints are written; default: as TMPDIR says")
     parser.add_argument("--out", type=Path, help="a file for the table")
     options = parser.parse_args()
     unknown = [name for name in options.backbones if name not in BACKBONES and ":" not in name]
@@ -75,11 +75,12 @@ def main() -> None:
     loops = kinds_of_loop(device, compiled=not options.no_compile)
     lines = [*heading(device, options), *table_head(loops)]
     for name in options.backbones or BACKBONES:
-        with tempfile.TemporaryDirectory(prefix="step-") as folder:
+        with tempfile.TemporaryDirectory(prefix="step-", dir=options.work) as folder:
             try:
                 rounds = measure(name, loops, Path(folder), device, options)
-            except StudytoolError as error:
-                lines.append(f"| {name} | not measured: {error} |")
+            except Exception as error:  # one network that cannot be compiled is not to cost the table
+                why = (str(error).splitlines() or [""])[0]
+                lines.append(f"| {name} | not measured: {type(error).__name__}: {why} |")
             else:
                 lines.append(row(name, rounds))
         print(lines[-1], file=sys.stderr, flush=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +25,8 @@ from studytool.report.table import plain_text, table_notes, table_text
 from studytool.settings import DataSettings, SimulateSettings
 from studytool.spec import StudySpec
 from studytool.study.budget import Budget
+from studytool.study.choices import Choices, open_choices
+from studytool.study.choosing import choose
 from studytool.study.counting import progress_of
 from studytool.study.director import Director, Observer
 from studytool.study.environment import describe_environment
@@ -94,7 +96,8 @@ def run_study(
             after.enter_context(tracker)
             for note in ledger.notes:
                 say(console, note)
-            environment = describe_environment(sys.argv)
+            chosen = _choose(spec, ledger, console, on_cluster=address is not None)
+            environment = {**describe_environment(sys.argv), **chosen}
             keep_study(spec, environment)
             if ledger.storage is not None:
                 ledger.storage.push_all()
@@ -139,6 +142,22 @@ def _without_damage(
 
 def _count_damage(damaged: list[str], folder: Path) -> str:
     return f"{len(damaged)} of {len(read_manifest(folder).shards)} shards of {folder}"
+
+
+def _choose(spec: StudySpec, ledger: Ledger, console: Console, *, on_cluster: bool) -> dict[str, str]:
+    """See that the ledger has what `auto` means in this study; the same in words, for MLflow."""
+    wanted = open_choices(spec)
+    if ledger.choices is None and wanted:
+        if on_cluster:
+            raise StudytoolError(
+                f"train.{min(wanted)}: auto is measured on the machine that runs the study, which is not that of its "
+                "trials here; give a value"
+            )
+        choices, lines = choose(spec, on_measuring=lambda line: say(console, line))
+        ledger.keep_choices(choices)
+        for line in lines:
+            say(console, line)
+    return {f"auto.{name}": str(value) for name, value in asdict(ledger.choices or Choices()).items() if name in wanted}
 
 
 def _say_estimate(spec: StudySpec, console: Console) -> None:

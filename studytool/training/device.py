@@ -79,7 +79,7 @@ def choose_forward(setting: str, model: nn.Module) -> Callable[..., torch.Tensor
     The model stays as it is, with the names of its weights. Each shape is compiled for itself: what is compiled for
     several shapes depends on which came first, so that a resumed trial would differ in the last bits.
     """
-    if setting == "off":
+    if setting != "on":
         return model
     torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
     forward: Callable[..., torch.Tensor] = torch.compile(model, dynamic=False)

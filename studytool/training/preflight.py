@@ -73,7 +73,7 @@ def check_compiler(trial: TrialSpec, device: torch.device) -> None:
     Raises:
         TrainingError: there is none.
     """
-    if trial.train.compile == "off":
+    if trial.train.compile != "on":
         return
     variable, usual = ("CXX", ("g++", "clang++")) if device.type == "cpu" else ("CC", ("gcc", "clang"))
     names = [os.environ[variable]] if variable in os.environ else usual
