@@ -109,8 +109,8 @@ def plan(
     from rich.console import Console
 
     from studytool.spec import load_study
-    from studytool.study.choosing import choose
-    from studytool.study.plan import SECONDS_IN_ALL, plan_study
+    from studytool.study.choosing import choose, share_gpu
+    from studytool.study.plan import SECONDS_IN_ALL, meter_of, plan_study
     from studytool.study.plantext import plan_lines
     from studytool.study.progress import say
 
@@ -119,6 +119,9 @@ def plan(
     seconds = 0.0 if no_measure else SECONDS_IN_ALL
     on_measuring = partial(say, console)
     choices, chosen = choose(spec, seconds_in_all=seconds, on_measuring=on_measuring)
+    if spec.resources.trials_per_gpu == "auto":
+        spec, why = share_gpu(spec, choices, meter_of(spec, seconds, on_measuring))
+        chosen += (why,)
     planned = plan_study(spec, choices=choices, seconds_in_all=seconds, on_measuring=on_measuring)
     for line in [*plan_lines(planned), *chosen]:
         say(console, line)

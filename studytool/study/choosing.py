@@ -17,6 +17,8 @@ LEAST_STEPS = 16
 """Updates that an epoch keeps, however large the device."""
 MEMORY_SHARE = 0.8
 """What the foreseen peak may take of a trial's share of the memory: the rest is for what was not foreseen."""
+CONTEXT_GIB = 0.6
+"""What a process takes of a GPU besides what torch allocates: CUDA's context and libraries, about half a GiB."""
 SECONDS_IN_ALL = 600.0
 """How long is measured at most for the choices of a study."""
 
@@ -45,7 +47,30 @@ def choose(
         compiled, line = _compiled(spec, meter, choices)
         choices = replace(choices, compile="on" if compiled else "off")
         lines.append(line)
-    return choices, tuple(lines)
+    return choices, (*meter.notes, *lines)
+
+
+def share_gpu(spec: StudySpec, choices: Choices, meter: Meter) -> tuple[StudySpec, str]:
+    """The study with a number for `trials_per_gpu: auto`, and why it is this one. No result depends on it.
+
+    Whether trials gain by sharing a GPU is not measured; volumes per second and the share of the peak tell afterwards.
+    """
+    trials = [choices.applied(trial) for arm in spec.list_arms() for trial in extreme_trials(spec, arm)]
+    if not meter.slots.gpu:
+        number, why = 1, "there is no GPU here"
+    elif None in (found := [meter.measurement(trial) for trial in trials]):
+        number, why = 1, "not every arm could be measured"
+    else:
+        peak_gib = max(m.peak_memory_gib for m in found if m is not None)
+        number = trials_that_fit(peak_gib, gpu_gib=meter.memory_gib, cores=meter.slots.cpu)
+        why = f"a trial takes up to {peak_gib:.1f} GiB of {meter.memory_gib:.1f}, and a core"
+    resources = spec.resources.model_copy(update={"trials_per_gpu": number})
+    return spec.model_copy(update={"resources": resources}), f"trials_per_gpu: {number}, as {why}"
+
+
+def trials_that_fit(peak_gib: float, *, gpu_gib: float, cores: int) -> int:
+    """How many trials of such a peak share a GPU that has so many cores beside it; one at least, a core for each."""
+    return max(1, min(int(MEMORY_SHARE * gpu_gib / (peak_gib + CONTEXT_GIB)), cores))
 
 
 def _batch_factor(spec: StudySpec, meter: Meter) -> tuple[int, str]:

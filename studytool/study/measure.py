@@ -90,7 +90,7 @@ def workload(
         "max_epochs": 3,
         "batch_size": batch_size,
         "batch_factor": 1,
-        "compile": "on" if trial.train.compile == "on" else "off",
+        "compile": trial.train.compile if trial.train.is_compiled else "off",
         "accumulate": min(trial.train.accumulate, batch_size),
         "learning_rate": 1e-4,
         "weight_decay": 1e-4,
@@ -221,7 +221,7 @@ def _measured_epochs(content: dict[str, Any], scratch: Path) -> Iterator[Measure
 
 
 def _steps(trial: TrialSpec) -> int:
-    return STEPS_COMPILED if trial.train.compile == "on" else STEPS
+    return STEPS_COMPILED if trial.train.is_compiled else STEPS
 
 
 def _noise(counts: Mapping[str, int], content: Mapping[str, Any]) -> Iterator[Any]:

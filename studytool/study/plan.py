@@ -301,7 +301,7 @@ class Meter:
         model, train = wanted.trial.model, wanted.trial.train
         side = model.input_size if model.input_size != "keep" else wanted.volume_shape_dhw[0]
         what = f"{model.backbone}, freeze {model.freeze}, input {side}, batch {train.batch_size}, {train.precision}"
-        what += ", compiled" if train.compile == "on" else ""
+        what += ", compiled" if train.is_compiled else ""
         self._on_measuring(f"measuring {what}")
         begun = time.monotonic()
         found = measure(wanted, seconds=min(SECONDS_EACH, self._seconds_left))

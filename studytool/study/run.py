@@ -26,14 +26,14 @@ from studytool.settings import DataSettings, SimulateSettings
 from studytool.spec import StudySpec
 from studytool.study.budget import Budget
 from studytool.study.choices import Choices, open_choices
-from studytool.study.choosing import choose
+from studytool.study.choosing import SECONDS_IN_ALL, choose, share_gpu
 from studytool.study.counting import progress_of
 from studytool.study.director import Director, Observer
 from studytool.study.environment import describe_environment
 from studytool.study.folder import keep_study
 from studytool.study.ledger import Ledger, set_aside, take_lock
 from studytool.study.observers import Housekeeping, TellTracker, TrialLogs, keep_run_ids
-from studytool.study.plan import plan_study
+from studytool.study.plan import meter_of, plan_study
 from studytool.study.plantext import total_lines
 from studytool.study.progress import Progress, say
 from studytool.study.reporting import try_report
@@ -97,6 +97,7 @@ def run_study(
             for note in ledger.notes:
                 say(console, note)
             chosen = _choose(spec, ledger, console, on_cluster=address is not None)
+            spec = _shared_out(spec, ledger, console, on_cluster=address is not None)
             environment = {**describe_environment(sys.argv), **chosen}
             keep_study(spec, environment)
             if ledger.storage is not None:
@@ -158,6 +159,20 @@ def _choose(spec: StudySpec, ledger: Ledger, console: Console, *, on_cluster: bo
         for line in lines:
             say(console, line)
     return {f"auto.{name}": str(value) for name, value in asdict(ledger.choices or Choices()).items() if name in wanted}
+
+
+def _shared_out(spec: StudySpec, ledger: Ledger, console: Console, *, on_cluster: bool) -> StudySpec:
+    """The study with a number of trials that share a GPU."""
+    if spec.resources.trials_per_gpu != "auto":
+        return spec
+    if on_cluster:
+        raise StudytoolError(
+            "resources.trials_per_gpu: auto is measured on the machine that runs the study; give a number"
+        )
+    meter = meter_of(spec, SECONDS_IN_ALL, lambda line: say(console, line))
+    spec, why = share_gpu(spec, ledger.choices or Choices(), meter)
+    say(console, why)
+    return spec
 
 
 def _say_estimate(spec: StudySpec, console: Console) -> None:

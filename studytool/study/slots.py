@@ -54,7 +54,8 @@ def share_out_over(resources: ResourceSettings, nodes: Sequence[Node], *, place:
         StudytoolError: a trial asks for more than any machine has.
     """
     gpus, cores = max(node.gpus for node in nodes), max(node.cores for node in nodes)
-    gpu = (1.0 if gpus else 0.0) if resources.gpu == "auto" else float(resources.gpu)
+    sharing = 1 if resources.trials_per_gpu == "auto" else resources.trials_per_gpu  # before it is measured
+    gpu = (1.0 / sharing if gpus else 0.0) if resources.gpu == "auto" else float(resources.gpu)
     if gpu > gpus:
         raise StudytoolError(f"resources.gpu: a trial asks for {gpu:g} GPUs, {place} has {gpus:g}; set it to 0 or auto")
     able = [node for node in nodes if node.cores and node.gpus >= gpu]

@@ -10,11 +10,11 @@ from studytool.errors import SpecError
 from studytool.settings import TrainSettings
 from studytool.spec import load_study, single_trial
 from studytool.study.choices import Choices, larger_batches, open_choices
-from studytool.study.choosing import choose, largest_factor, seconds_saved
+from studytool.study.choosing import choose, largest_factor, seconds_saved, share_gpu, trials_that_fit
 from studytool.study.director import Director
 from studytool.study.ledger import Ledger, read_choices
 from studytool.study.measure import STEPS_COMPILED, Measurement
-from studytool.study.plan import plan_study
+from studytool.study.plan import meter_of, plan_study
 from studytool.study.run import _choose
 
 AUTO = STUDY.replace("{max_epochs: 4}", "{max_epochs: 4, compile: auto, batch_factor: auto}")
@@ -123,6 +123,21 @@ def test_what_compiling_saves_is_held_against_what_it_takes():
     _, with_smaller_batch = seconds_saved(off, on, epochs=10, volumes=321, batch_size=32)
     assert with_smaller_batch == pytest.approx(10 * 10 * 0.6 - 60)
     assert math.isclose(seconds_saved(off, on, epochs=1, volumes=32, batch_size=32)[1], -30)
+
+
+def test_as_many_trials_share_a_gpu_as_its_memory_and_the_cores_allow():
+    assert trials_that_fit(3.4, gpu_gib=80.0, cores=64) == 16
+    assert trials_that_fit(3.4, gpu_gib=80.0, cores=6) == 6
+    assert trials_that_fit(70.0, gpu_gib=80.0, cores=64) == 1
+    assert trials_that_fit(200.0, gpu_gib=80.0, cores=64) == 1
+
+
+def test_without_a_gpu_nothing_is_shared_or_measured(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    spec = spec_of(tmp_path, STUDY, "resources.trials_per_gpu=auto")
+    shared, why = share_gpu(spec, Choices(), meter_of(spec, 0.0, pytest.fail))
+    assert shared.resources.trials_per_gpu == 1
+    assert why == "trials_per_gpu: 1, as there is no GPU here"
 
 
 @pytest.mark.slow
