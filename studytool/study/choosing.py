@@ -19,6 +19,8 @@ MEMORY_SHARE = 0.8
 """What the foreseen peak may take of a trial's share of the memory: the rest is for what was not foreseen."""
 CONTEXT_GIB = 0.6
 """What a process takes of a GPU besides what torch allocates: CUDA's context and libraries, about half a GiB."""
+SECONDS_EACH = 180.0
+"""How long one kind of trial is measured at most; a network is compiled in it."""
 SECONDS_IN_ALL = 600.0
 """How long is measured at most for the choices of a study."""
 
@@ -37,7 +39,7 @@ def choose(
     kept, wanted = read_choices(spec.folder), open_choices(spec)
     if kept is not None or not wanted:
         return kept or Choices(), ()
-    meter = meter_of(spec, seconds_in_all, on_measuring)
+    meter = meter_of(spec, seconds_in_all, on_measuring, seconds_each=SECONDS_EACH)
     choices, lines = Choices(), []
     if "batch_factor" in wanted:
         factor, line = _batch_factor(spec, meter)
@@ -125,7 +127,7 @@ def _compiled(spec: StudySpec, meter: Meter, choices: Choices) -> tuple[bool, st
     saved = in_all = 0.0
     for arm, trial in _affected(spec, "compile"):
         off = meter.measurement(replace(choices, compile="off").applied(trial))
-        on = meter.measurement(replace(choices, compile="on").applied(trial))
+        on = off and meter.measurement(replace(choices, compile="on").applied(trial))
         volumes = meter.volumes(trial)
         if off is None or on is None or volumes is None:
             return False, f"compile: off, as arm {arm.name} could not be measured"

@@ -235,26 +235,38 @@ def _to_be_simulated(settings: SimulateSettings) -> _Data:
     )
 
 
-def meter_of(spec: StudySpec, seconds_in_all: float, on_measuring: Callable[[str], None]) -> Meter:
-    """A meter for the trials of a study on this machine, which measures for so long at most.
+def meter_of(
+    spec: StudySpec,
+    seconds_in_all: float,
+    on_measuring: Callable[[str], None],
+    *,
+    seconds_each: float = SECONDS_EACH,
+) -> Meter:
+    """A meter for the trials of a study on this machine; it measures for so long at most, each kind of trial so long.
 
     Raises:
         StudytoolError: a trial asks for more than this machine has.
     """
     slots = share_out(spec.resources, len(os.sched_getaffinity(0)), float(len(gpu_names())))
-    return Meter(slots, _data(spec)[0], seconds_in_all, on_measuring)
+    return Meter(slots, _data(spec)[0], seconds_in_all, on_measuring, seconds_each)
 
 
 class Meter:
     """Seconds per epoch and memory of trials, from measurements, while the time for them lasts."""
 
     def __init__(
-        self, slots: Slots, data: _Data | None, seconds_left: float, on_measuring: Callable[[str], None]
+        self,
+        slots: Slots,
+        data: _Data | None,
+        seconds_left: float,
+        on_measuring: Callable[[str], None],
+        seconds_each: float,
     ) -> None:
         self.notes: list[str] = []
         self.slots = slots
         self._data = data
         self._seconds_left = seconds_left
+        self._seconds_each = seconds_each
         self._on_measuring = on_measuring
         self._known: dict[str, Measurement | None] = {}
 
@@ -304,7 +316,7 @@ class Meter:
         what += ", compiled" if train.is_compiled else ""
         self._on_measuring(f"measuring {what}")
         begun = time.monotonic()
-        found = measure(wanted, seconds=min(SECONDS_EACH, self._seconds_left))
+        found = measure(wanted, seconds=min(self._seconds_each, self._seconds_left))
         self._seconds_left -= time.monotonic() - begun
         if isinstance(found, str):
             self.notes.append(f"{what}: could not be measured: {found}")

@@ -9,6 +9,7 @@ from synthetic_study import STUDY, Driver
 from studytool.errors import SpecError
 from studytool.settings import TrainSettings
 from studytool.spec import load_study, single_trial
+from studytool.study import choosing
 from studytool.study.choices import Choices, larger_batches, open_choices
 from studytool.study.choosing import choose, largest_factor, seconds_saved, share_gpu, trials_that_fit
 from studytool.study.director import Director
@@ -145,8 +146,14 @@ def test_without_a_gpu_nothing_is_shared_or_measured(tmp_path, monkeypatch):
 def test_a_choice_is_measured_once_kept_and_planned_with(tmp_path, monkeypatch, capsys):
     from rich.console import Console
 
+    # However long it takes here: what is too slow to be measured would not be chosen.
+    monkeypatch.setattr(choosing, "SECONDS_EACH", 3600.0)
+    (tmp_path / "small_net.py").write_text(
+        "from torch import nn\ndef build():\n    return nn.Sequential(nn.Conv3d(1, 4, 3), nn.Conv3d(4, 8, 3))\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # for the process that measures
     monkeypatch.setenv("STUDYTOOL_CACHE", str(tmp_path / "cache"))
-    text = AUTO.replace("freeze: [none, backbone]", "backbone: [r2plus1d_tiny]").replace(
+    text = AUTO.replace("freeze: [none, backbone]", "backbone: ['small_net:build']").replace(
         "{path: data/small}",
         f"{{path: {tmp_path}/data, simulate: {{classes: 2, volumes_per_class: 10, side: 8, voxel_size_angstrom: 28.0, "
         "tomograms: [3, 1, 1]}}",
