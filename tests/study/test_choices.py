@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 
 import pytest
 from synthetic_study import STUDY, Driver
@@ -9,14 +8,12 @@ from synthetic_study import STUDY, Driver
 from studytool.errors import SpecError
 from studytool.settings import TrainSettings
 from studytool.spec import load_study, single_trial
-from studytool.study import choosing
 from studytool.study.choices import Choices, larger_batches, open_choices
 from studytool.study.choosing import choose, largest_factor, seconds_saved, share_gpu, trials_that_fit
 from studytool.study.director import Director
 from studytool.study.ledger import Ledger, read_choices
 from studytool.study.measure import STEPS_COMPILED, Measurement
-from studytool.study.plan import meter_of, plan_study
-from studytool.study.run import _choose
+from studytool.study.plan import meter_of
 
 AUTO = STUDY.replace("{max_epochs: 4}", "{max_epochs: 4, compile: auto, batch_factor: auto}")
 
@@ -139,36 +136,3 @@ def test_without_a_gpu_nothing_is_shared_or_measured(tmp_path, monkeypatch):
     shared, why = share_gpu(spec, Choices(), meter_of(spec, 0.0, pytest.fail))
     assert shared.resources.trials_per_gpu == 1
     assert why == "trials_per_gpu: 1, as there is no GPU here"
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
-def test_a_choice_is_measured_once_kept_and_planned_with(tmp_path, monkeypatch, capsys):
-    from rich.console import Console
-
-    # However long it takes here: what is too slow to be measured would not be chosen.
-    monkeypatch.setattr(choosing, "SECONDS_EACH", 3600.0)
-    (tmp_path / "small_net.py").write_text(
-        "from torch import nn\ndef build():\n    return nn.Sequential(nn.Conv3d(1, 4, 3), nn.Conv3d(4, 8, 3))\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # for the process that measures
-    monkeypatch.setenv("STUDYTOOL_CACHE", str(tmp_path / "cache"))
-    text = AUTO.replace("freeze: [none, backbone]", "backbone: ['small_net:build']").replace(
-        "{path: data/small}",
-        f"{{path: {tmp_path}/data, simulate: {{classes: 2, volumes_per_class: 10, side: 8, voxel_size_angstrom: 28.0, "
-        "tomograms: [3, 1, 1]}}",
-    )
-    spec = spec_of(tmp_path, text, "train.batch_size=4", "train.batch_factor=1")
-    ledger = Ledger(spec, "data")
-    console = Console()
-    words = _choose(spec, ledger, console, on_cluster=False)
-    assert words == {"auto.compile": ledger.choices.compile}
-    told = capsys.readouterr().out
-    assert told.count("measuring ") == 2
-    assert "could not be measured" not in told
-    assert f"compile: {ledger.choices.compile}: compiled, the trials would train" in told
-    assert _choose(spec, ledger, console, on_cluster=False) == words
-    assert capsys.readouterr().out == ""
-    ledger.close()
-    (arm,) = plan_study(spec, seconds_in_all=0).arms
-    assert arm.epoch_seconds is not None
