@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -108,15 +109,21 @@ def plan(
     from rich.console import Console
 
     from studytool.spec import load_study
-    from studytool.study.plan import SECONDS_IN_ALL, plan_study
+    from studytool.study.choosing import choose, share_gpu
+    from studytool.study.plan import SECONDS_IN_ALL, meter_of, plan_study
     from studytool.study.plantext import plan_lines
     from studytool.study.progress import say
 
     console = Console()
     spec = load_study(study, override)
     seconds = 0.0 if no_measure else SECONDS_IN_ALL
-    planned = plan_study(spec, seconds_in_all=seconds, on_measuring=lambda line: say(console, line))
-    for line in plan_lines(planned):
+    on_measuring = partial(say, console)
+    choices, chosen = choose(spec, seconds_in_all=seconds, on_measuring=on_measuring)
+    if spec.resources.trials_per_gpu == "auto":
+        spec, why = share_gpu(spec, choices, meter_of(spec, seconds, on_measuring))
+        chosen += (why,)
+    planned = plan_study(spec, choices=choices, seconds_in_all=seconds, on_measuring=on_measuring)
+    for line in [*plan_lines(planned), *chosen]:
         say(console, line)
 
 
@@ -133,11 +140,12 @@ def train(
     from rich.console import Console
 
     from studytool.spec import factor_overrides, load_study, single_trial
+    from studytool.study.choices import Choices
     from studytool.study.run import ensure_dataset
     from studytool.training.loop import train_trial
 
     spec = load_study(study)
-    trial = single_trial(spec, factor_overrides(override), seed=spec.seed if seed is None else seed)
+    trial = Choices().applied(single_trial(spec, factor_overrides(override), seed=spec.seed if seed is None else seed))
     console = Console()
     ensure_dataset(spec.data, console)
     folder = out or spec.folder / "single" / trial.trial_id

@@ -115,11 +115,15 @@ class EpochResult:
 
 @dataclass(frozen=True)
 class DeviceInfo:
-    """Where a trial ran. `trials_side_by_side` above 1 means that its seconds are not fit for cost claims."""
+    """Where a trial ran. `trials_side_by_side` above 1 means that its seconds are not fit for cost claims.
+
+    `peak_flops` is what it can do in a second at the trial's precision; see `studytool.training.peak`.
+    """
 
     kind: str
     name: str
     trials_side_by_side: int = 1
+    peak_flops: float | None = None
 
 
 @dataclass(frozen=True)

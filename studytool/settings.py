@@ -218,13 +218,19 @@ class TrainSettings(Settings):
     every class count the same in the loss. `ema` is the decay of the average of the weights that is evaluated and kept
     instead of the weights themselves. `accumulate` is the number of parts that a batch is computed in when memory is
     short; `batch_size` stays that of the whole, though batch normalization sees the parts. `compile` has
-    `torch.compile` make faster kernels for training: it needs a compiler, and time at first. "auto" precision is
-    bfloat16 where a GPU computes it, else float32; "auto" channels_last is on for networks made of convolutions.
+    `torch.compile` make faster kernels for training: it needs a compiler, and time at first; "auto" measures before the
+    study whether its trials get faster by it; "graphs" also replays them as CUDA graphs, which helps small volumes,
+    where nothing stands against it (see `studytool.training.device`). Batches are `batch_factor` times as large as
+    `batch_size`, with the learning rate that follows from the one set or tuned (times the factor for sgd, its square
+    root for adam and adamw); "auto" is the largest power of two that is faster and fits into memory. What "auto" means
+    is chosen once for a study and kept; a single `studytool train` takes "off" and 1. "auto" precision is bfloat16
+    where a GPU computes it, else float32; "auto" channels_last is on for networks made of convolutions.
     `retry_out_of_memory`: a trial that runs out of memory is tried once more with four times as many parts of a batch.
     """
 
     max_epochs: Annotated[int, Field(ge=1, le=100_000)] = 30
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 32
+    batch_factor: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = 1
     accumulate: Annotated[int, Field(ge=1, le=65_536)] = 1
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     optimizer: Annotated[str, named("optimizer", registry.OPTIMIZERS)] = "adamw"
@@ -238,7 +244,7 @@ class TrainSettings(Settings):
     gradient_clip: Annotated[float, Field(gt=0)] | None = None
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     channels_last: Literal["auto", "on", "off"] = "auto"
-    compile: Literal["off", "on"] = "off"
+    compile: Literal["off", "on", "graphs", "auto"] = "off"
     retry_out_of_memory: bool = True
 
     @model_validator(mode="after")
@@ -251,6 +257,11 @@ class TrainSettings(Settings):
         if self.accumulate > self.batch_size:
             raise ValueError(f"accumulate ({self.accumulate}) has to be at most batch_size ({self.batch_size})")
         return self
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether training runs through `torch.compile`."""
+        return self.compile in ("on", "graphs")
 
     @property
     def volumes_at_once(self) -> int:
@@ -301,14 +312,25 @@ class ConfirmSettings(Settings):
 class ResourceSettings(Settings):
     """What one trial holds and how many run at once; "auto": one GPU a trial where there are any, else one core.
 
+    So many `trials_per_gpu` share a GPU where `gpu` is "auto"; "auto" are as many as fit into its memory by their
+    measured peak. Seconds of trials that share a device are not fit for cost claims, and the report makes none.
     `price_per_device_hour`, in `currency`, turns device-hours into money.
     """
 
     gpu: Literal["auto"] | Annotated[float, Field(ge=0, le=64)] = "auto"
     cpu: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
+    trials_per_gpu: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = 1
     trials_at_once: Literal["auto"] | Annotated[int, Field(ge=1, le=10_000)] = "auto"
     price_per_device_hour: Annotated[float, Field(gt=0)] | None = None
     currency: Annotated[str, Field(min_length=1, max_length=8)] = "USD"
+
+    @model_validator(mode="after")
+    def _agreeing(self) -> ResourceSettings:
+        if self.gpu != "auto" and self.trials_per_gpu != 1:
+            raise ValueError(
+                f"gpu ({self.gpu:g}) and trials_per_gpu ({self.trials_per_gpu}) both share out GPUs; give one of them"
+            )
+        return self
 
 
 class BudgetSettings(Settings):

@@ -90,6 +90,8 @@ class TrialSpec(Settings):
         data = ("data_path", "data_split", "data_leave_out", "on_damage", "cache")
         circumstances = ("study", "arm", "phase", "number", *data)
         content = self.model_dump(mode="json", exclude={**dict.fromkeys(circumstances, True), "train": {*HANDLING}})
+        if self.train.batch_factor == 1:  # as before there was such a factor, so that older trials can be resumed
+            del content["train"]["batch_factor"]
         text = json.dumps([content, data_fingerprint], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -279,6 +281,12 @@ def _check_factors(spec: StudySpec, where: Locator) -> None:
                 raise SpecError(f"{where(('arms', name, i))}: {shown(value)} stands twice")
         if name in spec.search.space:
             raise SpecError(f"{where(('search', name))}: {name} is compared under arms:; it cannot be tuned as well")
+    factors = [spec.train.batch_factor, *spec.arms.get("batch_factor", ())]
+    if "auto" in factors and ("batch_size" in spec.arms or "batch_size" in spec.search.space):
+        section = "arms" if "batch_size" in spec.arms else "search"
+        raise SpecError(
+            f"{where((section, 'batch_size'))}: batch_factor: auto chooses the batch size; remove one of the two"
+        )
     for i, pattern in enumerate(spec.exclude):
         for name in pattern:
             if name not in spec.arms:

@@ -15,7 +15,7 @@ from studytool.report.claims import Comparison
 from studytool.report.compare import ArmSummary
 from studytool.results import METRICS, Cost, Outcome, Scores, TrialRecord
 from studytool.spec import StudySpec
-from studytool.training.cost import cost_to_target, samples_per_second
+from studytool.training.cost import cost_to_target, samples_per_second, share_of_peak
 
 
 def write_tables(
@@ -58,6 +58,7 @@ def trial_row(spec: StudySpec, record: TrialRecord) -> dict[str, Any]:
         row |= {"reached_target": reached, "device_seconds_to_target": cost.device_seconds if reached else None}
     if record.device is not None:
         row |= {"device": record.device.name, "trials_side_by_side": record.device.trials_side_by_side}
+        row["mfu"] = share_of_peak(record.cost, record.device)
     return row
 
 

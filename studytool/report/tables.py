@@ -15,7 +15,7 @@ from studytool.report.statistics import PairedDifference
 from studytool.report.table import best_first, to_target
 from studytool.results import TrialRecord
 from studytool.spec import StudySpec
-from studytool.training.cost import samples_per_second
+from studytool.training.cost import samples_per_second, share_of_peak
 
 PHASES = ("data", "train", "evaluate", "checkpoint", "idle")
 
@@ -134,6 +134,10 @@ def time_table(spec: StudySpec, records: Sequence[TrialRecord], summaries: Seque
     named = ("arm", "data", "train", "evaluate", "checkpoint", "idle", "volumes/s", "operations", "memory", "energy")
     priced = spec.resources.price_per_device_hour is not None
     cached = any(summary.cost.cache_saved_seconds for summary in summaries)
+    shares = {
+        s.arm: [share_of_peak(r.cost, r.device) for r in records if r.arm == s.arm and r.device] for s in summaries
+    }
+    shared = any(share is not None for of_arm in shares.values() for share in of_arm)
     rows = []
     for summary in summaries:
         cost = summary.cost
@@ -142,6 +146,8 @@ def time_table(spec: StudySpec, records: Sequence[TrialRecord], summaries: Seque
         row += [words.duration(getattr(cost, f"{phase}_seconds")) for phase in PHASES]
         row += [f"{statistics.median(rates):.3g}" if rates else "–", words.operations(cost.flops)]
         row += [f"{cost.peak_memory_gib:.2g} GiB", words.energy(cost)]
+        known = [share for share in shares[summary.arm] if share is not None]
+        row += [f"{statistics.median(known):.1%}" if known else "–"] * shared
         row += [words.duration(cost.device_seconds_without_cache)] * cached + [words.money(spec, cost)] * priced
         rows.append(tuple(row))
     notes = [
@@ -156,7 +162,12 @@ def time_table(spec: StudySpec, records: Sequence[TrialRecord], summaries: Seque
         )
     if not priced:
         notes.append("No price: resources.price_per_device_hour in the study file turns device time into money.")
-    columns = (*named, *(["without cache"] * cached), *(["price"] * priced))
+    if shared:
+        notes.append(
+            "Of peak: the operations of a trial over what the device could have computed in all of its seconds at its "
+            "precision (MFU); the median of the trials."
+        )
+    columns = (*named, *(["of peak"] * shared), *(["without cache"] * cached), *(["price"] * priced))
     return Table("Time by phase", columns, tuple(rows), notes=tuple(notes))
 
 

@@ -18,6 +18,7 @@ from studytool.seeds import derive_seed
 from studytool.spec import Arm, StudySpec, TrialSpec
 from studytool.study.armstate import ArmState
 from studytool.study.budget import Budget
+from studytool.study.choices import Choices
 from studytool.study.ledger import Ledger
 
 RETRIES = 2
@@ -133,7 +134,8 @@ class Director:
 
         What broke and is tried again comes first; then search trials, from the arm that has had the fewest; then
         confirm trials, one seed of every decided arm before the next seed, so that a study cut short still has paired
-        seeds. A trial that ran out of memory has a larger `accumulate` than the study file says, also after a resume.
+        seeds. A trial that ran out of memory has a larger `accumulate` than the study file says, also after a resume;
+        what the file leaves to be chosen is as the ledger says (see `studytool.study.choices`).
         """
         if not self.budget.allows(running=self._running):
             return None
@@ -146,7 +148,7 @@ class Director:
         self._running[trial.trial_id] = trial
         for observer in self._observers:
             observer.trial_started(trial, record)
-        return _in_parts(trial, record.parts)
+        return (self._ledger.choices or Choices()).applied(_in_parts(trial, record.parts))
 
     def needs_room(self, trial_id: str) -> bool:
         """Whether a trial ran out of memory before and should share the machine with as little as possible."""

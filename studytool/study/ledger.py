@@ -17,7 +17,7 @@ import json
 import os
 import uuid
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -27,6 +27,7 @@ from studytool.files import disk_full_explained, write_json
 from studytool.results import DeviceInfo, EpochResult, Outcome, TrialRecord, to_dict, trial_from_dict
 from studytool.settings import HANDLING
 from studytool.spec import StudySpec
+from studytool.study.choices import Choices
 from studytool.study.extending import first_forbidden_change
 from studytool.study.heartbeat import Heartbeat
 from studytool.study.storage import HEAVY, Lease, Storage
@@ -133,6 +134,16 @@ class Ledger:
         if self.storage is not None:
             self.storage.fetch(f"trials/{record.trial_id}/best.json")
         return replace(record, checkpoint_sha256=_checksum_of_weights(self.trial_folder(record.trial_id)))
+
+    @property
+    def choices(self) -> Choices | None:
+        """What `auto` means in the study; None before it was chosen."""
+        return Choices(**self._header["choices"]) if "choices" in self._header else None
+
+    def keep_choices(self, choices: Choices) -> None:
+        """Write down what `auto` means in the study, for good."""
+        self._header = {**self._header, "choices": asdict(choices)}
+        self._write("study.json", self._header)
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
         if self._lease is not None:
@@ -243,6 +254,14 @@ def read_uid(folder: Path) -> str | None:
         return str(_read(folder / "study.json")["uid"])
     except (StudytoolError, LookupError):
         return None
+
+
+def read_choices(folder: Path) -> Choices | None:
+    """What `auto` means in a study that may be running; None if nothing was chosen yet. No lock is taken."""
+    if not (folder / "study.json").is_file():
+        return None
+    choices = _read(folder / "study.json").get("choices")
+    return Choices(**choices) if choices else None
 
 
 def _refuse_lost_records(folder: Path) -> None:

@@ -26,15 +26,17 @@ from studytool.files import write_json
 from studytool.spec import TrialSpec
 from studytool.study.slots import gpu_names
 
-_STEPS = 2
-_FORMAT = 1
+STEPS, STEPS_COMPILED = 2, 4
+"""Steps of an epoch that are measured; of a compiled network the first one runs uncompiled."""
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Measurement:
     """Seconds of the parts of an epoch, the peak memory of the trial, and the bytes of its checkpoints.
 
-    `settled` is False where only the first epoch was seen, whose steps are slower.
+    `settled` is False where only the first epoch was seen, whose steps are slower. `first_epoch_seconds` is what its
+    training took, with reading the data, building the network and compiling it.
     """
 
     seconds_per_step: float
@@ -44,6 +46,7 @@ class Measurement:
     weights_bytes: int
     state_bytes: int
     settled: bool
+    first_epoch_seconds: float
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ def workload(
     train = {
         "max_epochs": 3,
         "batch_size": batch_size,
+        "batch_factor": 1,
+        "compile": trial.train.compile if trial.train.is_compiled else "off",
         "accumulate": min(trial.train.accumulate, batch_size),
         "learning_rate": 1e-4,
         "weight_decay": 1e-4,
@@ -147,7 +152,7 @@ def measure(wanted: Workload, *, seconds: float) -> Measurement | str:
     lines = output.splitlines()
     if not lines:
         if time.monotonic() - begun >= seconds:
-            return f"two epochs of {_STEPS} steps take longer than {seconds:.0f} s"
+            return f"two epochs of {_steps(wanted.trial)} steps take longer than {seconds:.0f} s"
         return (errors.strip().splitlines() or [f"the process ended with {child.returncode}"])[-1].strip()
     measured = Measurement(**json.loads(lines[-1]))
     write_json(
@@ -183,14 +188,14 @@ def _measured_epochs(content: dict[str, Any], scratch: Path) -> Iterator[Measure
     trial = TrialSpec.model_validate_json(json.dumps(content["trial"]))
     trial = trial.model_copy(update={"data_path": str(scratch / "data")})
     counts = {
-        "train": max(_STEPS * trial.train.batch_size, content["num_classes"]),
+        "train": max(_steps(trial) * trial.train.batch_size, content["num_classes"]),
         "val": max(trial.train.batch_size, 2),
     }
     write_dataset(
         _noise(counts, content), scratch / "data", dtype=content["dtype"], provenance={}, volumes_per_shard=4096
     )
     steps = -(-counts["train"] // trial.train.batch_size)
-    before = None
+    before, first_epoch_seconds = None, 0.0
     folder = scratch / "trial"
     folder.mkdir()
     for result in train_trial(trial, folder):
@@ -199,6 +204,7 @@ def _measured_epochs(content: dict[str, Any], scratch: Path) -> Iterator[Measure
             name: getattr(cost, f"{name}_seconds") - (getattr(before, f"{name}_seconds") if before else 0.0)
             for name in ("data", "train", "evaluate", "checkpoint")
         }
+        first_epoch_seconds = first_epoch_seconds or since["train"] + since["data"]
         yield Measurement(
             # Opening the dataset and building the network are in the first epoch's share.
             seconds_per_step=(since["train"] + (since["data"] if before else 0.0)) / steps,
@@ -208,10 +214,15 @@ def _measured_epochs(content: dict[str, Any], scratch: Path) -> Iterator[Measure
             weights_bytes=_bytes(folder / "best.safetensors"),
             state_bytes=_bytes(folder / "last.pt"),
             settled=before is not None,
+            first_epoch_seconds=first_epoch_seconds,
         )
         if before is not None:
             return
         before = cost
+
+
+def _steps(trial: TrialSpec) -> int:
+    return STEPS_COMPILED if trial.train.is_compiled else STEPS
 
 
 def _noise(counts: Mapping[str, int], content: Mapping[str, Any]) -> Iterator[Any]:

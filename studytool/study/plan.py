@@ -26,9 +26,10 @@ from studytool.settings import SimulateSettings
 from studytool.spec import Arm, StudySpec, TrialSpec, extreme_parameters
 from studytool.study.armstate import ArmState
 from studytool.study.budget import device_seconds_spent
-from studytool.study.ledger import read_records
+from studytool.study.choices import Choices
+from studytool.study.ledger import read_choices, read_records
 from studytool.study.measure import Measurement, Workload, kept_measurement, measure, workload
-from studytool.study.slots import Slots, gpu_names, share_out
+from studytool.study.slots import Slots, gpu_names, memory_of_trial_gib, share_out
 
 SECONDS_EACH = 60.0
 """How long one workload is measured at most."""
@@ -111,6 +112,7 @@ class Plan:
 def plan_study(
     spec: StudySpec,
     *,
+    choices: Choices | None = None,
     seconds_in_all: float = SECONDS_IN_ALL,
     on_measuring: Callable[[str], None] = lambda _line: None,
 ) -> Plan:
@@ -118,17 +120,19 @@ def plan_study(
 
     Args:
         spec: the study.
+        choices: what `auto` means in it (default: what was chosen when it was run, else nothing).
         seconds_in_all: how long may be measured; with 0 only what was measured before is used.
         on_measuring: is told of every workload that is measured, in a line.
 
     Raises:
         StudytoolError: the study cannot run here at all, or its ledger is damaged.
     """
-    slots = share_out(spec.resources, len(os.sched_getaffinity(0)), float(len(gpu_names())))
     records = read_records(spec.folder)
+    choices = choices or read_choices(spec.folder) or Choices()
     data, problem = _data(spec)
-    meter = _Meter(slots, data, seconds_in_all, on_measuring)
-    arms = tuple(_plan_arm(spec, arm, records, meter) for arm in spec.list_arms())
+    meter = meter_of(spec, seconds_in_all, on_measuring)
+    slots = meter.slots
+    arms = tuple(_plan_arm(spec, arm, records, meter, choices) for arm in spec.list_arms())
     problems = [problem] if problem else []
     missing = {missing_weights(t.model.backbone, t.model.init): t.model.init for t in _one_of_each(spec)}
     problems += [line for line, init in missing.items() if line and not is_remote(init.removeprefix("checkpoint:"))]
@@ -231,44 +235,77 @@ def _to_be_simulated(settings: SimulateSettings) -> _Data:
     )
 
 
-class _Meter:
+def meter_of(
+    spec: StudySpec,
+    seconds_in_all: float,
+    on_measuring: Callable[[str], None],
+    *,
+    seconds_each: float = SECONDS_EACH,
+) -> Meter:
+    """A meter for the trials of a study on this machine; it measures for so long at most, each kind of trial so long.
+
+    Raises:
+        StudytoolError: a trial asks for more than this machine has.
+    """
+    slots = share_out(spec.resources, len(os.sched_getaffinity(0)), float(len(gpu_names())))
+    return Meter(slots, _data(spec)[0], seconds_in_all, on_measuring, seconds_each)
+
+
+class Meter:
     """Seconds per epoch and memory of trials, from measurements, while the time for them lasts."""
 
     def __init__(
-        self, slots: Slots, data: _Data | None, seconds_left: float, on_measuring: Callable[[str], None]
+        self,
+        slots: Slots,
+        data: _Data | None,
+        seconds_left: float,
+        on_measuring: Callable[[str], None],
+        seconds_each: float,
     ) -> None:
         self.notes: list[str] = []
-        self._slots = slots
+        self.slots = slots
         self._data = data
         self._seconds_left = seconds_left
+        self._seconds_each = seconds_each
         self._on_measuring = on_measuring
         self._known: dict[str, Measurement | None] = {}
 
+    @property
+    def memory_gib(self) -> float:
+        """A trial's share of the device's memory."""
+        return memory_of_trial_gib(self.slots)
+
+    def volumes(self, trial: TrialSpec) -> int | None:
+        """How many volumes the trial is trained on; None if the data is not here."""
+        return None if self._data is None else self._data.train_volumes(trial)
+
     def epoch_of(self, trial: TrialSpec) -> tuple[float, Measurement] | None:
         """Seconds of an epoch of the trial, and what they are made of; None if it is not known."""
-        data = self._data
-        if data is None:
+        found, volumes = self.measurement(trial), self.volumes(trial)
+        if found is None or volumes is None or self._data is None:
             return None
-        volumes = data.train_volumes(trial)
-        batch_size = max(1, min(trial.train.batch_size, volumes))
+        steps = math.ceil(volumes / _batch_size(trial, volumes))
+        evaluated = found.seconds_per_evaluated_volume * self._data.val_volumes
+        return steps * found.seconds_per_step + evaluated + found.checkpoint_seconds, found
+
+    def measurement(self, trial: TrialSpec) -> Measurement | None:
+        """What a step of the trial takes; None if it is not known."""
+        data, volumes = self._data, self.volumes(trial)
+        if data is None or volumes is None:
+            return None
         wanted = workload(
             trial,
             data.shape_dhw,
             data.voxel_size_angstrom,
             data.dtype,
             data.num_classes,
-            batch_size=batch_size,
-            cpu=self._slots.cpu,
+            batch_size=_batch_size(trial, volumes),
+            cpu=self.slots.cpu,
         )
         text = wanted.as_json()
         if text not in self._known:
             self._known[text] = kept_measurement(wanted) or self._measured(wanted)
-        found = self._known[text]
-        if found is None:
-            return None
-        steps = math.ceil(volumes / batch_size)
-        evaluated = found.seconds_per_evaluated_volume * data.val_volumes
-        return steps * found.seconds_per_step + evaluated + found.checkpoint_seconds, found
+        return self._known[text]
 
     def _measured(self, wanted: Workload) -> Measurement | None:
         if self._seconds_left <= 0:
@@ -276,9 +313,10 @@ class _Meter:
         model, train = wanted.trial.model, wanted.trial.train
         side = model.input_size if model.input_size != "keep" else wanted.volume_shape_dhw[0]
         what = f"{model.backbone}, freeze {model.freeze}, input {side}, batch {train.batch_size}, {train.precision}"
+        what += ", compiled" if train.is_compiled else ""
         self._on_measuring(f"measuring {what}")
         begun = time.monotonic()
-        found = measure(wanted, seconds=min(SECONDS_EACH, self._seconds_left))
+        found = measure(wanted, seconds=min(self._seconds_each, self._seconds_left))
         self._seconds_left -= time.monotonic() - begun
         if isinstance(found, str):
             self.notes.append(f"{what}: could not be measured: {found}")
@@ -288,7 +326,11 @@ class _Meter:
         return found
 
 
-def _plan_arm(spec: StudySpec, arm: Arm, records: Sequence[TrialRecord], meter: _Meter) -> ArmPlan:
+def _batch_size(trial: TrialSpec, volumes: int) -> int:
+    return max(1, min(trial.train.batch_size, volumes))
+
+
+def _plan_arm(spec: StudySpec, arm: Arm, records: Sequence[TrialRecord], meter: Meter, choices: Choices) -> ArmPlan:
     state = ArmState(arm, spec, records)
     own = [r for r in records if r.arm == arm.name]
     most = spec.most_epochs(arm)
@@ -298,7 +340,11 @@ def _plan_arm(spec: StudySpec, arm: Arm, records: Sequence[TrialRecord], meter: 
         search = max(0, min(search, spec.search.points - trained))
     ended = [len(r.epochs) for r in own if r.phase == "search" and r.epochs and r.outcome not in (None, Outcome.FAILED)]
     epochs = sum(ended) / len(ended) if ended else expected_epochs(spec.search.scheduler, most)
-    measured = [] if search + state.confirms_left == 0 else [meter.epoch_of(t) for t in _extremes(spec, arm)]
+    measured = (
+        []
+        if search + state.confirms_left == 0
+        else [meter.epoch_of(choices.applied(t)) for t in extreme_trials(spec, arm)]
+    )
     known = [m for m in measured if m is not None]
     trained_epochs = sum(len(r.epochs) for r in own)
     seconds, source = None, ""
@@ -324,12 +370,13 @@ def _plan_arm(spec: StudySpec, arm: Arm, records: Sequence[TrialRecord], meter: 
     )
 
 
-def _extremes(spec: StudySpec, arm: Arm) -> list[TrialSpec]:
+def extreme_trials(spec: StudySpec, arm: Arm) -> list[TrialSpec]:
+    """Trials of an arm that between them have the lowest and highest value of every range."""
     parameters = extreme_parameters(spec.search.space)
     return [spec.trial(arm, values, phase="search", number=0, seed=spec.seed) for values in parameters]
 
 
 def _one_of_each(spec: StudySpec) -> list[TrialSpec]:
     """One trial of every backbone and initialization that occurs."""
-    trials = [trial for arm in spec.list_arms() for trial in _extremes(spec, arm)]
+    trials = [trial for arm in spec.list_arms() for trial in extreme_trials(spec, arm)]
     return list({(t.model.backbone, t.model.init): t for t in trials}.values())

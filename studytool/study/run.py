@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -25,13 +25,15 @@ from studytool.report.table import plain_text, table_notes, table_text
 from studytool.settings import DataSettings, SimulateSettings
 from studytool.spec import StudySpec
 from studytool.study.budget import Budget
+from studytool.study.choices import Choices, open_choices
+from studytool.study.choosing import SECONDS_IN_ALL, choose, share_gpu
 from studytool.study.counting import progress_of
 from studytool.study.director import Director, Observer
 from studytool.study.environment import describe_environment
 from studytool.study.folder import keep_study
 from studytool.study.ledger import Ledger, set_aside
 from studytool.study.observers import Housekeeping, TellTracker, TrialLogs, keep_run_ids
-from studytool.study.plan import plan_study
+from studytool.study.plan import meter_of, plan_study
 from studytool.study.plantext import total_lines
 from studytool.study.progress import Progress, say
 from studytool.study.reporting import try_report
@@ -93,7 +95,9 @@ def run_study(
             after.enter_context(tracker)
             for note in ledger.notes:
                 say(console, note)
-            environment = describe_environment(sys.argv)
+            chosen = _choose(spec, ledger, console, on_cluster=address is not None)
+            spec = _shared_out(spec, ledger, console, on_cluster=address is not None)
+            environment = {**describe_environment(sys.argv), **chosen}
             keep_study(spec, environment)
             if ledger.storage is not None:
                 ledger.storage.push_all()
@@ -153,6 +157,36 @@ def _without_damage(spec: StudySpec, console: Console) -> tuple[StudySpec, Path,
 def _damaged(folder: Path, console: Console) -> list[str]:
     with progress_of(console, f"checking {folder}") as on_progress:
         return damaged_shards(folder, read_manifest(folder), on_progress, notes=cache_folder("checked"))
+
+
+def _choose(spec: StudySpec, ledger: Ledger, console: Console, *, on_cluster: bool) -> dict[str, str]:
+    """See that the ledger has what `auto` means in this study; the same in words, for MLflow."""
+    wanted = open_choices(spec)
+    if ledger.choices is None and wanted:
+        if on_cluster:
+            raise StudytoolError(
+                f"train.{min(wanted)}: auto is measured on the machine that runs the study, which is not that of its "
+                "trials here; give a value"
+            )
+        choices, lines = choose(spec, on_measuring=lambda line: say(console, line))
+        ledger.keep_choices(choices)
+        for line in lines:
+            say(console, line)
+    return {f"auto.{name}": str(value) for name, value in asdict(ledger.choices or Choices()).items() if name in wanted}
+
+
+def _shared_out(spec: StudySpec, ledger: Ledger, console: Console, *, on_cluster: bool) -> StudySpec:
+    """The study with a number of trials that share a GPU."""
+    if spec.resources.trials_per_gpu != "auto":
+        return spec
+    if on_cluster:
+        raise StudytoolError(
+            "resources.trials_per_gpu: auto is measured on the machine that runs the study; give a number"
+        )
+    meter = meter_of(spec, SECONDS_IN_ALL, lambda line: say(console, line))
+    spec, why = share_gpu(spec, ledger.choices or Choices(), meter)
+    say(console, why)
+    return spec
 
 
 def _say_estimate(spec: StudySpec, console: Console) -> None:

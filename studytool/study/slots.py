@@ -6,8 +6,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import psutil
+
 from studytool.errors import StudytoolError
 from studytool.settings import ResourceSettings
+
+GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ def share_out_over(resources: ResourceSettings, nodes: Sequence[Node], *, place:
         StudytoolError: a trial asks for more than any machine has.
     """
     gpus, cores = max(node.gpus for node in nodes), max(node.cores for node in nodes)
-    gpu = (1.0 if gpus else 0.0) if resources.gpu == "auto" else float(resources.gpu)
+    sharing = 1 if resources.trials_per_gpu == "auto" else resources.trials_per_gpu  # before it is measured
+    gpu = (1.0 / sharing if gpus else 0.0) if resources.gpu == "auto" else float(resources.gpu)
     if gpu > gpus:
         raise StudytoolError(f"resources.gpu: a trial asks for {gpu:g} GPUs, {place} has {gpus:g}; set it to 0 or auto")
     able = [node for node in nodes if node.cores and node.gpus >= gpu]
@@ -77,17 +82,29 @@ def _by_gpu(node: Node, gpu: float) -> int:
     return int(node.gpus / gpu + 1e-9) if gpu else node.cores
 
 
+def memory_of_trial_gib(slots: Slots) -> float:
+    """A trial's share of the memory of this machine's smallest GPU or, where trials hold none, of the machine."""
+    if not slots.gpu:
+        return float(psutil.virtual_memory().total / GIB / max(1, slots.on_one_node))
+    return min((memory for _name, memory in _gpus()), default=0.0) * min(1.0, slots.gpu)
+
+
 def gpu_names() -> tuple[str, ...]:
     """The names of the GPUs this process may use; none where there is no driver."""
+    return tuple(name for name, _memory in _gpus())
+
+
+def _gpus() -> list[tuple[str, float]]:
+    """Name and GiB of memory of the GPUs this process may use."""
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if allowed is not None and not allowed.strip():
-        return ()
+        return []
     try:
         import pynvml
 
         pynvml.nvmlInit()
         handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        names = [str(pynvml.nvmlDeviceGetName(handle)) for handle in handles]
+        found = [(str(pynvml.nvmlDeviceGetName(h)), pynvml.nvmlDeviceGetMemoryInfo(h).total / GIB) for h in handles]
     except Exception:
-        return ()
-    return tuple(names if allowed is None else names[: len(allowed.split(","))])
+        return []
+    return found if allowed is None else found[: len(allowed.split(","))]

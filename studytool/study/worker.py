@@ -7,6 +7,7 @@ import json
 import time
 import traceback
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING, Any
@@ -52,8 +53,9 @@ class Worker(tune.Trainable):
         self.cleanup()
         if (self._kept is None and not self._made_ready(config)) or config["trial"] is None:
             return True
-        from studytool.training.device import choose_device, describe_device
+        from studytool.training.device import choose_device, choose_precision, describe_device
         from studytool.training.loop import train_trial
+        from studytool.training.peak import peak_flops
 
         trial = TrialSpec.model_validate_json(config["trial"])
         side_by_side = config["side_by_side"]
@@ -62,7 +64,9 @@ class Worker(tune.Trainable):
             self._workplace = fresh_workplace(config["storage"], trial.trial_id)
             folder = self._workplace.folder
         self._epochs = train_trial(trial, folder, trials_side_by_side=side_by_side, kept=self._kept)
-        self._device = to_dict(describe_device(choose_device(None), side_by_side))
+        device = choose_device(None)
+        peak = peak_flops(device, choose_precision(trial.train.precision, device))
+        self._device = to_dict(replace(describe_device(device, side_by_side), peak_flops=peak))
         return True
 
     def _made_ready(self, config: dict[str, Any]) -> bool:

@@ -6,7 +6,7 @@ import itertools
 import statistics
 from collections.abc import Sequence
 
-from studytool.results import Cost, EpochResult
+from studytool.results import Cost, DeviceInfo, EpochResult
 
 
 def cost_to_target(epochs: Sequence[EpochResult], target: float, sign: int) -> tuple[Cost, bool]:
@@ -32,3 +32,13 @@ def samples_per_second(epochs: Sequence[EpochResult]) -> float | None:
         for earlier, later in itertools.pairwise(epochs)
     ]
     return statistics.median(rates) if rates else None
+
+
+def share_of_peak(cost: Cost, device: DeviceInfo) -> float | None:
+    """MFU of a trial: its operations over what the device could have done in all of its seconds; None if unknown.
+
+    Waiting, evaluating and writing count as time. Of trials side by side on a GPU each has its own share; they add up.
+    """
+    if device.peak_flops is None or not cost.seconds:
+        return None
+    return cost.flops / cost.seconds / device.peak_flops

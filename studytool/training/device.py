@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import platform
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from torch import nn
 
 from studytool.errors import TrainingError
 from studytool.results import DeviceInfo
+from studytool.settings import TrainSettings
 
 Precision = Literal["float32", "bfloat16", "float16"]
 RECOMPILE_LIMIT = 64
@@ -49,7 +51,7 @@ def describe_device(device: torch.device, trials_side_by_side: int) -> DeviceInf
     """The device as the record names it."""
     if device.type == "cuda":
         return DeviceInfo("cuda", torch.cuda.get_device_name(device), trials_side_by_side)
-    return DeviceInfo("cpu", f"{_cpu_name()}, {torch.get_num_threads()} threads", trials_side_by_side)
+    return DeviceInfo("cpu", f"{cpu_name()}, {torch.get_num_threads()} threads", trials_side_by_side)
 
 
 def choose_precision(setting: str, device: torch.device) -> Precision:
@@ -73,17 +75,42 @@ def choose_memory_format(setting: str, model: nn.Module) -> torch.memory_format:
     return torch.channels_last_3d if setting == "on" else torch.contiguous_format
 
 
-def choose_forward(setting: str, model: nn.Module) -> Callable[..., torch.Tensor]:
-    """The forward pass of training: the model itself or, with "on", what `torch.compile` makes of it as it is called.
+def choose_forward(settings: TrainSettings, model: nn.Module, device: torch.device) -> Callable[..., torch.Tensor]:
+    """The forward pass of training: the model itself or what `torch.compile` makes of it as it is called.
 
     The model stays as it is, with the names of its weights. Each shape is compiled for itself: what is compiled for
     several shapes depends on which came first, so that a resumed trial would differ in the last bits.
+
+    "graphs" has Inductor record the kernels of a step as CUDA graphs ("reduce-overhead"), which spares the CPU their
+    launches. Inductor records a graph for every shape and knows what a network mutates, while
+    `torch.cuda.make_graphed_callables` would be for one shape, and its warm-up would move the running statistics. Not
+    measured on a GPU.
     """
-    if setting == "off":
+    if not settings.is_compiled:
         return model
     torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
-    forward: Callable[..., torch.Tensor] = torch.compile(model, dynamic=False)
+    graphs = settings.compile == "graphs" and can_be_graphs(settings, model, device)
+    forward: Callable[..., torch.Tensor] = torch.compile(
+        model, dynamic=False, mode="reduce-overhead" if graphs else None
+    )
     return forward
+
+
+def can_be_graphs(settings: TrainSettings, model: nn.Module, device: torch.device) -> bool:
+    """Whether CUDA graphs compute what the network does; else "graphs" is "on". It depends on no measurement.
+
+    A graph's output is overwritten by the next replay: gradients of several parts cannot add up (`accumulate`). What
+    is trained is recorded with it: it cannot change (gradual freezing). Random layers are left out, as an epoch begins
+    with a seed of its own, and nobody has compared what a replay makes of it.
+    """
+    freezing = getattr(model, "freezing", None)
+    random = [m for m in model.modules() if re.search("drop|stochastic", type(m).__name__.lower())]
+    return (
+        device.type == "cuda"
+        and settings.accumulate == 1
+        and (freezing is None or freezing.rule != "gradual")
+        and not any(getattr(module, "p", getattr(module, "drop_prob", None)) != 0.0 for module in random)
+    )
 
 
 @contextmanager
@@ -111,7 +138,8 @@ def release_memory(device: torch.device, *, compiled: bool = False) -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's model; where the system does not tell, its architecture."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text(encoding="utf-8").splitlines():

@@ -103,7 +103,7 @@ def train_trial(
     finally:
         # One process trains one trial after another: nothing of this one may stay, but for what is in `kept`.
         del run
-        release_memory(chosen, compiled=trial.train.compile == "on")
+        release_memory(chosen, compiled=trial.train.is_compiled)
 
 
 def import_backbone(name: str) -> None:
@@ -157,7 +157,7 @@ class _Run:
                 scale_gradients=self.precision == "float16",
             )
             check_last_batch(trial, self.model, volume_shape_dhw=manifest.shape_dhw, num_train=len(rows))
-            self.forward = choose_forward(trial.train.compile, self.model)
+            self.forward = choose_forward(trial.train, self.model, device)
 
     def resume(self, state: TrialState) -> None:
         """Go on after the last epoch of `state`."""
@@ -214,7 +214,7 @@ class _Run:
         seed = derive_seed(self.trial.seed, "dropout", epoch)
         with self.meter.phase("train"), convolutions(repeatable=False), seeded(seed, self.device):
             # A step whose operations are counted runs uncompiled: in each epoch, so that a resume changes no bit.
-            if self.updater.begin_epoch(epoch) or self.trial.train.compile == "on":
+            if self.updater.begin_epoch(epoch) or self.trial.train.is_compiled:
                 self.meter.forget_steps()
             self.model.train()
             for i, (inputs, labels_B) in enumerate(self.train_feed.epoch(epoch)):

@@ -75,19 +75,19 @@ def _check_volumes(trial: TrialSpec, dataset: Dataset) -> None:
 
 
 def check_compiler(trial: TrialSpec, device: torch.device) -> None:
-    """Check that `compile: on` finds the compiler that torch will call.
+    """Check that compiling finds the compiler that torch will call.
 
     Raises:
         TrainingError: there is none.
     """
-    if trial.train.compile == "off":
+    if not trial.train.is_compiled:
         return
     variable, usual = ("CXX", ("g++", "clang++")) if device.type == "cpu" else ("CC", ("gcc", "clang"))
     names = [os.environ[variable]] if variable in os.environ else usual
     if not any(shutil.which(name) for name in names):
         raise TrainingError(
-            f"compile: on needs a compiler here, found none ({' or '.join(names)}); install one, name it in the "
-            f"environment variable {variable}, or set compile: off"
+            f"compile: {trial.train.compile} needs a compiler here, found none ({' or '.join(names)}); install one, "
+            f"name it in the environment variable {variable}, or set compile: off"
         )
 
 

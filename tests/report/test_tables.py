@@ -12,6 +12,7 @@ from studytool.report.export import write_tables
 from studytool.report.sections import StudyResults
 from studytool.report.tables import Table, arms_table, claims_tables, front_table, time_table
 from studytool.report.words import duration
+from studytool.results import DeviceInfo
 
 
 @pytest.fixture
@@ -78,6 +79,17 @@ def test_the_front_of_the_search_stands_from_cheap_to_dear_within_each_arm(resul
     cost = {r.trial_id: (arms.index(r.arm), r.cost.device_seconds) for r in records}
     assert [row[0] for row in table.rows] == sorted(chosen, key=cost.__getitem__)
     assert table.columns[1:-2] == tuple(name.replace("_", " ") for name in results.spec.search.space)
+
+
+def test_time_by_phase_tells_the_share_of_the_peak_where_it_is_known(results):
+    assert "of peak" not in time_table(results.spec, results.records, results.summaries).columns
+    half = [
+        replace(r, device=DeviceInfo("cpu", "a test's", peak_flops=2 * r.cost.flops / r.cost.seconds))
+        for r in results.records
+        if r.arm == WHOLE and r.cost.seconds
+    ]
+    rows = by_name(time_table(results.spec, half, results.summaries))
+    assert (rows[WHOLE]["of peak"], rows[STEM]["of peak"]) == ("50.0%", "–")
 
 
 def test_csv_can_be_read_back(results):

@@ -19,6 +19,16 @@ def test_a_machine_alone():
     assert share_out(ResourceSettings(gpu=0.5), 8, 1) == Slots(count=2, cpu=4, gpu=0.5, on_one_node=2)
 
 
+def test_trials_that_share_a_gpu():
+    shared = share_out(ResourceSettings(trials_per_gpu=4), 8, 2)
+    assert shared == Slots(count=8, cpu=1, gpu=0.25, on_one_node=8)
+    assert shared.side_by_side > 1, "no claims on cost are made of them"
+    assert share_out(ResourceSettings(trials_per_gpu=4), 3, 0) == share_out(ResourceSettings(), 3, 0)
+    assert share_out(ResourceSettings(trials_per_gpu="auto"), 8, 2).gpu == 1, "until it is measured"
+    with pytest.raises(ValueError, match=r"gpu \(0.5\) and trials_per_gpu \(2\) both share out GPUs"):
+        ResourceSettings(gpu=0.5, trials_per_gpu=2)
+
+
 def test_a_cluster_whose_head_runs_no_trials():
     slots = on_cluster(HEAD, Node(8, 1, count=3), Node(16, 4))
     # The cores of the node that has the fewest for each GPU.

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from studytool.results import Cost, EpochResult, Scores
-from studytool.training.cost import cost_to_target, samples_per_second
+from studytool.results import Cost, DeviceInfo, EpochResult, Scores
+from studytool.training.cost import cost_to_target, samples_per_second, share_of_peak
 
 SCORES = Scores(1, 0.5, 1.0, 1.0, 1.0, 1.0, ((1,),))
 
@@ -42,3 +42,10 @@ def test_throughput_leaves_the_first_epoch_out():
     epochs[0] = EpochResult(1, 1, 0.1, 0.1, SCORES, slow, 1, 0.1)
     assert samples_per_second(epochs[1:]) == 10.0
     assert samples_per_second(epochs[:1]) is None
+
+
+def test_the_share_of_the_peak_counts_all_seconds_of_the_trial():
+    cost = Cost(train_seconds=3.0, data_seconds=1.0, flops=2e12)
+    assert share_of_peak(cost, DeviceInfo("cpu", "a test's", peak_flops=1e12)) == 0.5
+    assert share_of_peak(cost, DeviceInfo("cpu", "a test's")) is None
+    assert share_of_peak(Cost(), DeviceInfo("cpu", "a test's", peak_flops=1e12)) is None

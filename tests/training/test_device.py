@@ -5,7 +5,7 @@ import torch
 
 from studytool.errors import TrainingError
 from studytool.models.build import build_model
-from studytool.settings import ModelSettings
+from studytool.settings import ModelSettings, TrainSettings
 from studytool.training import device as devices
 
 
@@ -57,3 +57,32 @@ def test_seeding_is_undone():
     assert torch.equal(torch.rand(3), expected)
     with devices.seeded(1, torch.device("cpu")):
         assert torch.equal(torch.rand(3), inside)
+
+
+@pytest.mark.parametrize(
+    ("model", "train", "expected"),
+    [
+        ({}, {}, True),
+        ({"freeze": "stage1"}, {}, True),
+        ({"freeze": "gradual"}, {}, False),
+        ({"dropout": 0.5}, {}, False),
+        ({"backbone": "swin3d_t"}, {}, False),  # its blocks are left out at random
+        ({}, {"accumulate": 2}, False),
+    ],
+)
+def test_graphs_are_left_out_where_they_would_compute_something_else(model: dict, train: dict, expected: bool):
+    settings = TrainSettings(compile="graphs", **train)
+    network = build_model(
+        ModelSettings(**{"backbone": "training_nets:pointlike", **model}),
+        num_classes=3,
+        volume_shape_dhw=(8, 8, 8),
+        seed=0,
+    )
+    assert devices.can_be_graphs(settings, network, torch.device("cuda")) is expected
+    assert not devices.can_be_graphs(settings, network, torch.device("cpu"))
+
+
+def test_what_is_left_to_be_chosen_runs_uncompiled():
+    network = torch.nn.Linear(2, 2)
+    for setting in ("off", "auto"):
+        assert devices.choose_forward(TrainSettings(compile=setting), network, torch.device("cpu")) is network

@@ -40,16 +40,19 @@ def epoch_metrics(result: EpochResult) -> dict[str, float]:
 
 
 def final_metrics(record: TrialRecord, metric: MetricSettings) -> dict[str, float]:
-    """What is only known at the end of a trial: test scores and, where the study has a target, the cost to reach it.
+    """What is known at a trial's end: test scores, `mfu` and, where the study has a target, the cost to reach it.
 
-    A run that never reached the target has `target/censored` 1 and no cost to target.
+    `mfu` is the share of what the device could have computed; see `studytool.training.peak`. A run that never
+    reached the target has `target/censored` 1 and no cost to target.
     """
+    from studytool.training.cost import cost_to_target, share_of_peak
+
     values: dict[str, float | None] = {}
+    if record.device is not None:
+        values["mfu"] = share_of_peak(record.cost, record.device)
     if record.test is not None:
         values |= _scores("test", record.test)
     if metric.target is not None and record.epochs and record.outcome is Outcome.COMPLETE:
-        from studytool.training.cost import cost_to_target
-
         cost, reached = cost_to_target(record.epochs, metric.target, metric.sign)
         values["target/censored"] = 0.0 if reached else 1.0
         if reached:
