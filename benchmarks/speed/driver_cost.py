@@ -120,7 +120,7 @@ def _walk(
             observers.insert(1, TellTracker(tracker, ledger))
         with _timed(took, "replay"):
             director = Director(spec, ledger, "data", observers)
-        nowhere = stack.enter_context(open(os.devnull, "w"))
+        nowhere = stack.enter_context(Path(os.devnull).open("w"))
         progress = stack.enter_context(Progress(spec, Console(file=nowhere), slots=1))
         observers.append(progress)
         with _timed(took, "progress"):

@@ -20,7 +20,7 @@ from studytool.data.shards import open_dataset
 from studytool.errors import DataError
 from studytool.models.weights import missing_weights
 from studytool.remote import is_remote
-from studytool.results import Outcome, TrialRecord
+from studytool.results import Outcome, TrialRecord, records_by_arm
 from studytool.search_settings import SchedulerSettings
 from studytool.settings import SimulateSettings
 from studytool.spec import Arm, StudySpec, TrialSpec, extreme_parameters
@@ -128,7 +128,8 @@ def plan_study(
     records = read_records(spec.folder)
     data, problem = _data(spec)
     meter = _Meter(slots, data, seconds_in_all, on_measuring)
-    arms = tuple(_plan_arm(spec, arm, records, meter) for arm in spec.list_arms())
+    own = records_by_arm(records)
+    arms = tuple(_plan_arm(spec, arm, own.get(arm.name, ()), meter) for arm in spec.list_arms())
     problems = [problem] if problem else []
     missing = {missing_weights(t.model.backbone, t.model.init): t.model.init for t in _one_of_each(spec)}
     problems += [line for line, init in missing.items() if line and not is_remote(init.removeprefix("checkpoint:"))]
@@ -288,9 +289,8 @@ class _Meter:
         return found
 
 
-def _plan_arm(spec: StudySpec, arm: Arm, records: Sequence[TrialRecord], meter: _Meter) -> ArmPlan:
-    state = ArmState(arm, spec, records)
-    own = [r for r in records if r.arm == arm.name]
+def _plan_arm(spec: StudySpec, arm: Arm, own: Sequence[TrialRecord], meter: _Meter) -> ArmPlan:
+    state = ArmState(arm, spec, own)
     most = spec.most_epochs(arm)
     search = state.search_planned - state.search_ended
     if spec.search.points is not None:

@@ -13,7 +13,7 @@ from typing import Any
 from studytool.errors import StudytoolError
 from studytool.report.compare import ArmSummary, summarize_arms
 from studytool.report.words import duration
-from studytool.results import Outcome, TrialRecord
+from studytool.results import Outcome, TrialRecord, records_by_arm
 from studytool.spec import StudySpec
 from studytool.study.budget import device_seconds_spent
 from studytool.study.ledger import read_records
@@ -86,6 +86,7 @@ def study_status(spec: StudySpec) -> StudyStatus:
         raise StudytoolError(f"{spec.folder}: nothing of the study {spec.name} has been run yet; see `studytool plan`")
     plan = plan_study(spec, seconds_in_all=0)
     records = read_records(spec.folder)
+    own = records_by_arm(records)
     summaries = {summary.arm: summary for summary in summarize_arms(spec, records)}
     runs = _is_running(spec.folder) or (spec.storage_address is not None and is_held(spec.storage_address))
     left = sum(arm.search + arm.confirm for arm in plan.arms)
@@ -98,7 +99,7 @@ def study_status(spec: StudySpec) -> StudyStatus:
         folder=spec.storage_address or str(spec.folder),
         state="running" if runs else "interrupted" if left else "finished",
         metric=spec.metric.name,
-        arms=tuple(_arm(arm, summaries[arm.name], records) for arm in plan.arms),
+        arms=tuple(_arm(arm, summaries[arm.name], own.get(arm.name, ())) for arm in plan.arms),
         best_arm=winner,
         trials_left=left,
         device_seconds_spent=spent,
@@ -144,8 +145,7 @@ def status_lines(status: StudyStatus) -> list[str]:
     return [*lines, *(f"problem: {problem}" for problem in status.problems)]
 
 
-def _arm(plan: ArmPlan, summary: ArmSummary, records: Sequence[TrialRecord]) -> ArmStatus:
-    own = [record for record in records if record.arm == plan.name]
+def _arm(plan: ArmPlan, summary: ArmSummary, own: Sequence[TrialRecord]) -> ArmStatus:
     open_ones = [record for record in own if record.outcome is None]
     values = [record.last.best_value for record in own if record.last and record.outcome is not Outcome.FAILED]
     best = summary.best_search_value
