@@ -11,9 +11,12 @@ from studytool.study.search import ArmSearch
 
 
 class ArmState:
-    """One arm's progress, rebuilt from the ledger's records of this arm. No answer takes longer with more trials."""
+    """One arm's progress, rebuilt from the ledger's records of this arm. No answer takes longer with more trials.
 
-    def __init__(self, arm: Arm, spec: StudySpec, records: Sequence[TrialRecord]) -> None:
+    Whoever only wants to know how far the arm is, and will not `go_on`, is spared telling Optuna all curves again.
+    """
+
+    def __init__(self, arm: Arm, spec: StudySpec, records: Sequence[TrialRecord], *, go_on: bool = True) -> None:
         self.arm = arm
         self.announced = False
         self._metric = spec.metric
@@ -27,11 +30,15 @@ class ArmState:
         self.pruned_in_replay: set[int] = set()
         self.interrupted: list[tuple[int, dict[str, object]]] = []
         self.waiting: list[tuple[int, dict[str, object]]] = []
-        for record in (r for r in records if r.phase == "search"):
-            while self.search.proposed < record.number:
+        searched = [r for r in records if r.phase == "search"]
+        for record in searched:
+            while go_on and self.search.proposed < record.number:
                 self._propose_again(records)
-            self._replay(record)
-        self.search_started = self.search.proposed
+            if go_on:
+                self._replay(record)
+            elif record.outcome is not None:
+                self._count(record)
+        self.search_started = max((r.number + 1 for r in searched), default=0)
         self.search_planned = max(self.search_planned, self.search_started)
         self._seeds = range(spec.confirm.seeds)
         self._confirmed = {(r.source, r.number) for r in records if r.phase == "confirm" and r.outcome}
@@ -93,15 +100,19 @@ class ArmState:
         if record.phase == "confirm":
             self._confirmed.add((record.source, record.number))
             return
-        self._searched[record.number] = record
-        outcome = record.outcome or Outcome.FAILED
-        if record.last:
-            self._best[outcome] = max(self._best.get(outcome, record), record, key=self._rank)
+        outcome = self._count(record)
         if outcome is Outcome.FAILED:
             # What broke may not break again: the configuration is free for another trial.
             self._forget(record.number)
         of = record if record.same_as is None else self._searched.get(record.same_as)
         self.search.tell(record.number, outcome, self._value(of) if of and of.last else None, _device_seconds(of))
+
+    def _count(self, record: TrialRecord) -> Outcome:
+        self._searched[record.number] = record
+        outcome = record.outcome or Outcome.FAILED
+        if record.last:
+            self._best[outcome] = max(self._best.get(outcome, record), record, key=self._rank)
+        return outcome
 
     def hold(self, number: int, parameters: Mapping[str, object]) -> None:
         """Note that a trial trains a configuration, so that the arm's later ones with the same take its result."""

@@ -290,7 +290,7 @@ class _Meter:
 
 
 def _plan_arm(spec: StudySpec, arm: Arm, own: Sequence[TrialRecord], meter: _Meter) -> ArmPlan:
-    state = ArmState(arm, spec, own)
+    state = ArmState(arm, spec, own, go_on=False)
     most = spec.most_epochs(arm)
     search = state.search_planned - state.search_ended
     if spec.search.points is not None:
