@@ -97,7 +97,8 @@ class Ledger:
                     "a backup, or begin the study anew with --new"
                 )
             self.notes += tuple(
-                f"{arm}: search trial {number} is gone; it is run again" for arm, number in gaps(self.records)
+                f"{arm}: search trial {number} is gone; it is run again"
+                for arm, number in gaps([*self._records.values()])
             )
         except BaseException:
             self.close()
