@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any
@@ -171,6 +172,14 @@ class TrialRecord:
     def test(self) -> Scores | None:
         """The scores on the test split: only a finished confirm trial has them."""
         return self.epochs[-1].test if self.epochs else None
+
+
+def records_by_arm(records: Iterable[TrialRecord]) -> dict[str, list[TrialRecord]]:
+    """The records of each arm that has any, in the order given."""
+    arms: dict[str, list[TrialRecord]] = {}
+    for record in records:
+        arms.setdefault(record.arm, []).append(record)
+    return arms
 
 
 def to_dict(record: Any) -> dict[str, Any]:

@@ -1,13 +1,21 @@
-"""The same 24 trials four ways: studytool, studytool without its cache, as Ray's tutorial has it, and Optuna's loop.
+"""The same 24 trials four ways: studytool, studytool with its speed switched off, as in Ray's tutorial, Optuna's loop.
 
-    python benchmarks/speed/study.py                       # R3D-18 and R(2+1)D-18; half an hour and more on a slow core
-    python benchmarks/speed/study.py --freeze stage3       # only these arms
+    python benchmarks/speed/study.py --out results         # about 40 minutes on two quiet cores
+    python benchmarks/speed/study.py --out results --full  # 32^3 volumes, for a GPU
+    python benchmarks/speed/study.py --out results --tiny  # one trial of one epoch each: does it all still run?
 
-Two networks x {none, stage3, backbone} x two learning rates x two seeds, from random weights, on 16^3 phantoms without
-augmentation, the same number of epochs, one trial at a time on one core. Each arm of networks and freezing is run by
-itself by all four, one after the other, so that the ratios of a row come from the same minutes. Seconds are those from
-the start of the first trial to the end of the last; starting the program and Ray is left out, starting workers is not
-for the other three: studytool's first trial starts when its worker is there.
+Two networks x {none, stage3, backbone} x two learning rates x two seeds, from random weights. All four ways train the
+same network (one grey channel, frozen batch normalization in eval), on the same volumes and splits, each normalized,
+without augmentation, with Adam at a constant rate, the same batch size and number of epochs, one trial at a time, on a
+CPU with one thread. What studytool does beyond that (checkpoints, six scores, the test split at the end, the curve in
+MLflow) is in its time. Each arm of network and freezing is run by all four, one after the other, so that the ratios of
+a row come from the same minutes; with `--rounds` the order is turned round each time, and medians are shown.
+
+Device time is wall time from the moment that the first trial is begun to the end of the last, as the one slot is then
+held: starting the workers is in it, and filling the cache; starting Python and Ray and writing the report is not.
+
+Every measurement is kept in `--out` at once, and one that is there is not made again. The table in Markdown is written
+to `study.md` there, and printed.
 """
 
 from __future__ import annotations
@@ -15,121 +23,221 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
+import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from overhead import wall_seconds
 
+from studytool.study.ledger import read_records
+
 HERE = Path(__file__).parent
-BACKBONES, FREEZES = ("r3d_18", "r2plus1d_18"), ("none", "stage3", "backbone")
-RATES, SEEDS = (1e-3, 3e-4), 2
+BACKBONES, FREEZES, RATES = ("r3d_18", "r2plus1d_18"), ("none", "stage3", "backbone"), (1e-3, 3e-4)
+SWITCHED_OFF = ("cache=off", "train.precision=float32", "train.channels_last=off", "train.compile=off")
+"""What this issue brought, as `--set` of a study without it."""
+WAYS = ("studytool", "switched off", "Ray's tutorial", "Optuna's loop")
 STUDY = """
-name: {name}
-data: {{path: data}}
-arms: {{backbone: [{backbone}], freeze: [{freeze}], learning_rate: [1.0e-3, 3.0e-4]}}
+name: study
+data: {{path: {data}}}
+arms: {{backbone: [{backbone}], freeze: [{freeze}], learning_rate: {rates}}}
 confirm: {{seeds: {seeds}}}
-train: {{max_epochs: {epochs}, batch_size: {batch}, weight_decay: 0.0}}
+train: {{max_epochs: {epochs}, batch_size: {batch}, schedule: constant, weight_decay: 0.0}}
 input: {{augment: []}}
-resources: {{trials_at_once: 1, cpu: 1}}
+resources: {{trials_at_once: 1, cpu: {cpus}}}
 """
 SIMULATION = """
 name: data
 data:
   path: data
-  simulate: {{classes: 4, volumes_per_class: {per_class}, side: 16, voxel_size_angstrom: 18.0, snr: 1.0}}
+  simulate: {{classes: 4, volumes_per_class: {per_class}, side: {side}, voxel_size_angstrom: {voxel}, snr: 1.0}}
 """
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the comparison is; `loaders` are processes of torch's DataLoader, for the other side."""
+
+    side: int = 16
+    per_class: int = 20
+    epochs: int = 6
+    batch: int = 16
+    seeds: int = 2
+    rates: tuple[float, ...] = RATES
+    cpus: int = 1
+    loaders: int = 0
+
+    @property
+    def trials(self) -> int:
+        """Of an arm of network and freezing."""
+        return self.seeds * len(self.rates)
+
+
+NORMAL = Size()
+FULL = Size(side=32, per_class=500, epochs=10, batch=32, cpus=4, loaders=4)
+TINY = Size(per_class=10, epochs=1, batch=8, seeds=1, rates=RATES[:1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--full", action="store_const", dest="size", const=FULL, default=NORMAL)
+    parser.add_argument("--tiny", action="store_const", dest="size", const=TINY)
     parser.add_argument("--backbone", nargs="+", default=BACKBONES)
     parser.add_argument("--freeze", nargs="+", default=FREEZES)
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--per-class", type=int, default=60)
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--off", nargs="+", default=SWITCHED_OFF, metavar="KEY=VALUE", help="what is switched off")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="study-") as name:
-        bench = Bench(Path(name), arguments.epochs, arguments.batch)
-        bench.make_data(arguments.per_class)
-        for backbone in arguments.backbone:
-            for freeze in arguments.freeze:
-                print(json.dumps({"backbone": backbone, "freeze": freeze, **bench.arm(backbone, freeze)}), flush=True)
+    bench = Bench(arguments.out.absolute(), arguments.size, arguments.off)
+    arms = [(backbone, freeze) for backbone in arguments.backbone for freeze in arguments.freeze]
+    bench.run(arms, arguments.rounds)
+    text = "\n".join(table_lines(bench.size, arms, bench.read(), arguments.off))
+    (arguments.out / "study.md").write_text(text + "\n")
+    print(text)
 
 
 class Bench:
-    """Runs the commands in one folder and times them."""
+    """Makes the measurements that are missing in a folder."""
 
-    def __init__(self, folder: Path, epochs: int, batch: int) -> None:
+    def __init__(self, folder: Path, size: Size, off: Sequence[str]) -> None:
         self.folder = folder
-        self.epochs = epochs
-        self.batch = batch
+        self.size = size
+        self.off = off
+        self._kept = folder / "study.jsonl"
+        # As JSON has them.
+        self._how: dict[str, Any] = json.loads(json.dumps({"size": asdict(size), "off": off, "machine": machine()}))
 
-    def make_data(self, per_class: int) -> None:
-        """The dataset, and the same volumes as one MRC file each, a folder per split and class."""
-        (self.folder / "data.yaml").write_text(SIMULATION.format(per_class=per_class))
-        self.studytool("data", "simulate", "data.yaml")
-        self.studytool("data", "export", "data", "--out", "mrc")
+    def run(self, arms: Sequence[tuple[str, str]], rounds: int) -> None:
+        """Every arm by each way, as often as there are rounds."""
+        self._make_data()
+        done = {(m["backbone"], m["freeze"], m["way"], m["round"]) for m in self.read()}
+        for number in range(rounds):
+            for backbone, freeze in arms:
+                for way in WAYS if number % 2 == 0 else WAYS[::-1]:
+                    if (backbone, freeze, way, number) not in done:
+                        found = self.measure(way, backbone, freeze)
+                        what = {"backbone": backbone, "freeze": freeze, "way": way, "round": number, **found}
+                        print(json.dumps(what), file=sys.stderr, flush=True)
+                        with self._kept.open("a") as file:
+                            file.write(json.dumps({**what, **self._how}) + "\n")
 
-    def arm(self, backbone: str, freeze: str) -> dict[str, float]:
-        """Seconds of the trials of one arm, and how many times those of studytool the others take."""
-        seconds = {
-            "studytool": self.study(backbone, freeze, "auto"),
-            "studytool, cache: off": self.study(backbone, freeze, "off"),
-            "Ray's tutorial": self.script("ray", backbone, freeze),
-            "Optuna's loop": self.script("optuna", backbone, freeze),
-        }
-        rounded = {name: round(value, 1) for name, value in seconds.items()}
-        ratios = {f"{name} / studytool": round(value / seconds["studytool"], 2) for name, value in seconds.items()}
-        return rounded | {name: ratio for name, ratio in ratios.items() if name != "studytool / studytool"}
+    def read(self) -> list[dict[str, Any]]:
+        """The measurements of this size, made on this machine with the same switched off."""
+        lines = self._kept.read_text().splitlines() if self._kept.exists() else []
+        return [m for m in map(json.loads, lines) if all(m[name] == value for name, value in self._how.items())]
 
-    def study(self, backbone: str, freeze: str, cache: str) -> float:
-        """Seconds of a study's trials, its cache empty at first."""
-        name = f"{backbone}-{freeze}-{cache}"
+    def measure(self, way: str, backbone: str, freeze: str) -> dict[str, float]:
+        """Seconds of the trials of one arm, and their mean best accuracy; in a folder and with a cache of its own."""
+        with tempfile.TemporaryDirectory(dir=self.folder, prefix="measuring-") as name:
+            if way in ("Ray's tutorial", "Optuna's loop"):
+                return self._tutorial(Path(name), "ray" if way == "Ray's tutorial" else "optuna", backbone, freeze)
+            return self._study(Path(name), backbone, freeze, () if way == "studytool" else self.off)
+
+    def _make_data(self) -> None:
+        """The dataset, and the same volumes as one MRC file each with a table of their classes and splits."""
+        self._data = self.folder / f"data-{self.size.side}-{self.size.per_class}"
+        if (self._data / "whole").exists():
+            return
+        self._data.mkdir(parents=True, exist_ok=True)
+        voxel = 18.0 * 16 / self.size.side
+        text = SIMULATION.format(per_class=self.size.per_class, side=self.size.side, voxel=voxel)
+        (self._data / "data.yaml").write_text(text)
+        self._studytool(self._data, "data", "simulate", "data.yaml")
+        self._studytool(self._data, "data", "export", "data", "--out", "mrc")
+        (self._data / "whole").touch()
+
+    def _study(self, folder: Path, backbone: str, freeze: str, settings: Sequence[str]) -> dict[str, float]:
+        size, rates = self.size, list(self.size.rates)
         text = STUDY.format(
-            name=name, backbone=backbone, freeze=freeze, seeds=SEEDS, epochs=self.epochs, batch=self.batch
+            **asdict(size) | {"rates": rates}, data=self._data / "data", backbone=backbone, freeze=freeze
         )
-        (self.folder / f"{name}.yaml").write_text(f"{text}cache: {cache}\n")
-        self.studytool("run", f"{name}.yaml", "--no-plan")
-        return wall_seconds(self.folder, name, len(RATES) * SEEDS)
+        (folder / "study.yaml").write_text(text)
+        words = [word for setting in settings for word in ("--set", setting)]
+        self._studytool(folder, "run", "study.yaml", "--no-plan", *words)
+        records = read_records(folder / "studies/study")
+        assert len(records) == size.trials, f"{len(records)} records"
+        best = [max(epoch.val.accuracy for epoch in record.epochs) for record in records]
+        return {"seconds": wall_seconds(folder, "study", size.trials), "accuracy": statistics.mean(best)}
 
-    def script(self, how: str, backbone: str, freeze: str) -> float:
-        """Seconds of the same trials in `tutorial.py`."""
-        configs = [
-            {
-                "root": str(self.folder / "mrc"),
-                "backbone": backbone,
-                "freeze": freeze,
-                "learning_rate": rate,
-                "seed": seed,
-                "batch_size": self.batch,
-                "max_epochs": self.epochs,
-            }
-            for rate in RATES
-            for seed in range(SEEDS)
-        ]
-        return self.tutorial(how, configs)
+    def _tutorial(self, folder: Path, how: str, backbone: str, freeze: str) -> dict[str, float]:
+        fixed = {"root": str(self._data / "mrc"), "backbone": backbone, "freeze": freeze, "loaders": self.size.loaders}
+        fixed |= {"batch_size": self.size.batch, "max_epochs": self.size.epochs}
+        varied = [(rate, seed) for rate in self.size.rates for seed in range(self.size.seeds)]
+        path = folder / "configs.json"
+        path.write_text(json.dumps([{**fixed, "learning_rate": rate, "seed": seed} for rate, seed in varied]))
+        command = [sys.executable, str(HERE / "tutorial.py"), how, str(path), str(folder)]
+        done = subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True, env=self._env(folder))
+        found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        return found
 
-    def tutorial(self, how: str, configs: list[dict[str, Any]]) -> float:
-        """What the script says its trials took."""
-        path = self.folder / "configs.json"
-        path.write_text(json.dumps(configs))
-        with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
-            command = [sys.executable, str(HERE / "tutorial.py"), how, str(path), scratch]
-            done = subprocess.run(command, cwd=self.folder, check=True, capture_output=True, text=True, env=self.env())
-        return float(json.loads(done.stdout.splitlines()[-1])["seconds"])
-
-    def studytool(self, *words: str) -> None:
-        """Run a command."""
+    def _studytool(self, folder: Path, *words: str) -> None:
         command = [sys.executable, "-m", "studytool.cli", *words]
-        subprocess.run(command, cwd=self.folder, check=True, stdout=subprocess.DEVNULL, env=self.env())
+        subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, env=self._env(folder))
 
-    def env(self) -> dict[str, str]:
-        """One core for torch, a cache of one's own, and the same modules as here."""
-        own = {"OMP_NUM_THREADS": "1", "STUDYTOOL_CACHE": str(self.folder / "cache")}
-        return {**os.environ, **own, "PYTHONPATH": os.pathsep.join(sys.path)}
+    def _env(self, folder: Path) -> dict[str, str]:
+        """Torch's threads, a cache of one's own, and the same modules as here."""
+        own = {"OMP_NUM_THREADS": str(self.size.cpus), "STUDYTOOL_CACHE": str(folder / "cache")}
+        return {**os.environ, **own, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
+
+
+def machine() -> str:
+    """The processor, the cores that may be used, and the GPU."""
+    names = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    cores = len(os.sched_getaffinity(0))
+    return f"{next(iter(names), platform.machine())}, {cores} cores, {gpu}, torch {torch.__version__}"
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+def table_lines(
+    size: Size, arms: Sequence[tuple[str, str]], measured: Sequence[Mapping[str, Any]], off: Sequence[str]
+) -> Iterator[str]:
+    """Markdown: a row for each arm, the sums, and the goals. Accuracies stand in the order of the ways."""
+
+    def median(name: str, arm: tuple[str, str], way: str) -> float:
+        return statistics.median(m[name] for m in measured if (m["backbone"], m["freeze"], m["way"]) == (*arm, way))
+
+    seconds = {arm: {way: median("seconds", arm, way) for way in WAYS} for arm in arms}
+    frozen = [arm for arm in arms if arm[1] != "none"]
+    yield f"{machine()}; load {os.getloadavg()[2]:.1f} in the last 15 minutes. {size.trials * len(arms)} trials a way"
+    yield f"({size.side}^3, {4 * size.per_class} volumes in all, {size.epochs} epochs, batches of {size.batch});"
+    yield f"rounds: {max(m['round'] for m in measured) + 1}. Switched off: {', '.join(off)}."
+    yield ""
+    yield f"| network, frozen | studytool, s | {' | '.join(f'{way}, times' for way in WAYS[1:])} | accuracies |"
+    yield "|---|---|---|---|---|---|"
+    for arm in arms:
+        accuracies = ", ".join(f"{median('accuracy', arm, way):.2f}" for way in WAYS)
+        yield _row(", ".join(arm), seconds[arm], accuracies)
+    for name, some in (("the frozen arms", frozen), ("all", arms)):
+        if some:
+            yield _row(name, {way: sum(seconds[arm][way] for arm in some) for way in WAYS}, "")
+    yield ""
+    yield "| goal | wanted | measured | met |"
+    yield "|---|---|---|---|"
+    for name, some, wanted in (("frozen arms", frozen, 10.0), ("whole study", arms, 4.0)):
+        if some:
+            ratio = sum(seconds[a]["Ray's tutorial"] for a in some) / sum(seconds[a]["studytool"] for a in some)
+            yield _goal(f"{name}: device time of Ray's tutorial over studytool's", wanted, ratio)
+    least = min(seconds[arm][way] / seconds[arm]["studytool"] for arm in arms for way in WAYS[1:])
+    yield _goal("any other way in any arm, over studytool", 1.0, least)
+
+
+def _row(name: str, seconds: Mapping[str, float], accuracies: str) -> str:
+    ratios = [f"{seconds[way] / seconds['studytool']:.2f}" for way in WAYS[1:]]
+    return f"| {name} | {seconds['studytool']:.1f} | {' | '.join(ratios)} | {accuracies} |"
+
+
+def _goal(what: str, wanted: float, ratio: float) -> str:
+    return f"| {what} | ≥ {wanted:g} | {ratio:.2f} | {'yes' if ratio >= wanted else '**no**'} |"
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from studytool.report.statistics import (
     mean_interval,
     paired_difference,
 )
-from studytool.results import METRICS, Cost, Outcome, TrialRecord
+from studytool.results import METRICS, Cost, Outcome, TrialRecord, records_by_arm
 from studytool.settings import MetricSettings
 from studytool.spec import StudySpec
 from studytool.training.cost import cost_to_target
@@ -77,7 +77,8 @@ def summarize_arms(spec: StudySpec, records: Sequence[TrialRecord]) -> tuple[Arm
     The winner is the arm with the best mean of the validation metric over its confirm runs (the best search value
     while an arm waits for its first one); of equal ones the cheaper. The test split has no part in it.
     """
-    runs = {arm.name: _Runs.of(spec, [r for r in records if r.arm == arm.name]) for arm in spec.list_arms()}
+    own_records = records_by_arm(records)
+    runs = {arm.name: _Runs.of(spec, own_records.get(arm.name, [])) for arm in spec.list_arms()}
     winner = _winner(spec.metric, runs, all_finished=all(_is_finished(spec, own) for own in runs.values()))
     summaries = []
     for arm in spec.list_arms():

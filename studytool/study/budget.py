@@ -27,7 +27,7 @@ class Budget:
     def new_trial_allowed(self) -> bool:
         """Whether the number of trials allows one that was never begun."""
         most = self._spec.budget.trials
-        return most is None or begun(self._ledger.records) < most
+        return most is None or self._ledger.totals.begun < most
 
     def allows(self, trial_id: str | None = None, *, running: Collection[str]) -> bool:
         """Whether a trial (None: one more than those that run) may do an epoch beside those that are running."""
@@ -35,13 +35,13 @@ class Budget:
             return True
         if trial_id is None and self.used_up:
             return False
-        records = self._ledger.records
-        typical = _epoch_device_seconds(records)
+        totals = self._ledger.totals
+        spent = totals.device_seconds
+        typical = spent / totals.epochs if totals.epochs else 0.0
         ids = {*running, trial_id} if trial_id else running
         busy = [self._ledger.get(id_) for id_ in ids]
-        ahead = sum(_epoch_device_seconds((r,)) if r and r.epochs else typical for r in busy)
+        ahead = sum(r.cost.device_seconds / len(r.epochs) if r and r.epochs else typical for r in busy)
         ahead += 0.0 if trial_id else typical
-        spent = device_seconds_spent(records)
         if spent >= self._limit_seconds or spent + ahead > self._limit_seconds:
             # What has ended meanwhile may have cost less than was expected, but a stop is a stop.
             self.used_up = True
@@ -51,11 +51,10 @@ class Budget:
     def words(self) -> str:
         """One line: what was spent of what was allowed, and how to go on."""
         budget, resources = self._spec.budget, self._spec.resources
-        records = self._ledger.records
-        hours = device_seconds_spent(records) / 3600
+        hours = self._ledger.totals.device_seconds / 3600
         said, raise_by = [], []
         if budget.trials is not None:
-            said.append(f"{begun(records)} of {budget.trials} trials begun")
+            said.append(f"{self._ledger.totals.begun} of {budget.trials} trials begun")
             raise_by.append(f"--budget-trials {2 * budget.trials}")
         if budget.device_hours is not None:
             said.append(f"{hours:.3g} of {budget.device_hours:g} device-hours spent")
@@ -78,14 +77,3 @@ def device_seconds_allowed(spec: StudySpec) -> float | None:
 def device_seconds_spent(records: Collection[TrialRecord]) -> float:
     """What all trials have cost, those that were pruned, failed or interrupted too."""
     return sum(record.cost.device_seconds for record in records)
-
-
-def begun(records: Collection[TrialRecord]) -> int:
-    """How many trials were begun; those that took another one's result were not."""
-    return sum(record.same_as is None for record in records)
-
-
-def _epoch_device_seconds(records: Collection[TrialRecord]) -> float:
-    """The mean cost of an epoch; 0 before the first one has ended."""
-    epochs = sum(len(record.epochs) for record in records)
-    return device_seconds_spent(records) / epochs if epochs else 0.0

@@ -72,7 +72,7 @@ class Director:
         self._ledger = ledger
         self._fingerprint = data_fingerprint
         self._observers = observers
-        self._arms = [ArmState(arm, spec, ledger.records) for arm in spec.list_arms()]
+        self._arms = [ArmState(arm, spec, ledger.of_arm(arm.name)) for arm in spec.list_arms()]
         self._by_name: Mapping[str, ArmState] = {state.arm.name: state for state in self._arms}
         self._running: dict[str, TrialSpec] = {}
         self._again: list[TrialSpec] = []
@@ -109,7 +109,7 @@ class Director:
     @property
     def _begun(self) -> bool:
         """Whether a trial of an earlier run is to go on."""
-        begun = {(r.arm, r.source, r.number) for r in self._ledger.records if r.phase == "confirm" and not r.outcome}
+        begun = {(r.arm, r.source, r.number) for r in self._ledger.without_outcome if r.phase == "confirm"}
         queues = [(s, s.confirm_queue) for s in self._arms if begun and s.search_over]
         confirms = any((s.arm.name, s.source, number) in begun for s, queue in queues for number in queue)
         return confirms or any(s.interrupted for s in self._arms)
@@ -258,10 +258,10 @@ class Director:
                 observer.arm_decided(state.arm, state.best)
 
     def _note_pareto_front(self, state: ArmState) -> None:
-        front = state.search.pareto_front
-        for record in self._ledger.records:
+        front = set(state.search.pareto_front)
+        for record in self._ledger.of_arm(state.arm.name):
             is_on = record.phase == "search" and record.number in front
-            if record.arm == state.arm.name and record.on_pareto_front != is_on:
+            if record.on_pareto_front != is_on:
                 self._ledger.put(replace(record, on_pareto_front=is_on))
 
     def _next_search(self) -> TrialSpec | None:

@@ -16,8 +16,9 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -35,6 +36,30 @@ from studytool.study.storage import HEAVY, Lease, Storage
 FORMAT = 1
 LOCK = ".lock"
 """Held by the process that runs the study; the file stays, and tells one folder from another of the same name."""
+
+
+@dataclass
+class Totals:
+    """What all trials of a study come to, those that were pruned, failed or interrupted too.
+
+    Those that took another one's result were not `begun`. Seconds are summed exactly: a study that is taken up again
+    counts its records in another order.
+    """
+
+    begun: int = 0
+    epochs: int = 0
+    exact_device_seconds: Fraction = Fraction()
+
+    @property
+    def device_seconds(self) -> float:
+        """What they have cost."""
+        return float(self.exact_device_seconds)
+
+    def count(self, record: TrialRecord, times: int) -> None:
+        """Add a record, or with -1 take it out again."""
+        self.begun += times * (record.same_as is None)
+        self.epochs += times * len(record.epochs)
+        self.exact_device_seconds += times * Fraction(record.cost.device_seconds)
 
 
 class Ledger:
@@ -55,6 +80,9 @@ class Ledger:
         self._lease: Lease | None = None
         self._heartbeat: Heartbeat | None = None
         self._records: dict[str, TrialRecord] = {}
+        self._by_arm: dict[str, dict[str, TrialRecord]] = {}
+        self._open: dict[str, TrialRecord] = {}
+        self.totals = Totals()
         self.notes: tuple[str, ...] = ()
         try:
             if spec.storage_address is not None:
@@ -67,15 +95,15 @@ class Ledger:
             if spec.storage_address is None:
                 self._heartbeat = Heartbeat(self.folder)
             for path in _record_files(self.folder):
-                record = _read_record(path)
-                self._records[record.trial_id] = record
+                self._keep(_read_record(path))
             if self._header.get("begun") and not self._records:
                 raise StudytoolError(
                     f"{self.folder / 'trials'}: holds no trial, although the study had begun; put the folder back from "
                     "a backup, or begin the study anew with --new"
                 )
             self.notes += tuple(
-                f"{arm}: search trial {number} is gone; it is run again" for arm, number in gaps(self.records)
+                f"{arm}: search trial {number} is gone; it is run again"
+                for arm, number in gaps([*self._records.values()])
             )
         except BaseException:
             self.close()
@@ -91,8 +119,17 @@ class Ledger:
 
     @property
     def records(self) -> tuple[TrialRecord, ...]:
-        """Every trial so far: search before confirm, then by arm and number."""
-        return tuple(sorted(self._records.values(), key=lambda r: (r.phase != "search", r.arm, r.number)))
+        """Every trial so far: search before confirm, then by arm and number. It takes the longer the more there are."""
+        return _in_order(self._records.values())
+
+    def of_arm(self, arm: str) -> tuple[TrialRecord, ...]:
+        """Every trial of an arm so far: search before confirm, then by number."""
+        return _in_order(self._by_arm.get(arm, {}).values())
+
+    @property
+    def without_outcome(self) -> Collection[TrialRecord]:
+        """The trials that were begun and have not ended."""
+        return self._open.values()
 
     def get(self, trial_id: str) -> TrialRecord | None:
         """The record of a trial, or None if it was never started."""
@@ -105,7 +142,7 @@ class Ledger:
     def put(self, record: TrialRecord) -> TrialRecord:
         """Write a record, whole; it replaces the one with the same trial id."""
         self._write(f"trials/{record.trial_id}/record.json", to_dict(record))
-        self._records[record.trial_id] = record
+        self._keep(record)
         if not self._header.get("begun"):  # from now on a study without trials is one that has lost them
             self._header = {**self._header, "begun": True}
             self._write("study.json", self._header)
@@ -113,7 +150,7 @@ class Ledger:
 
     def note(self, record: TrialRecord) -> None:
         """Keep a record that is written with the trial's next change: for what could be found out again."""
-        self._records[record.trial_id] = record
+        self._keep(record)
 
     def add_epoch(
         self, trial_id: str, result: EpochResult, device: DeviceInfo | None = None, outcome: Outcome | None = None
@@ -144,6 +181,18 @@ class Ledger:
         """Write down what `auto` means in the study, for good."""
         self._header = {**self._header, "choices": asdict(choices)}
         self._write("study.json", self._header)
+
+    def _keep(self, record: TrialRecord) -> None:
+        """Keep what is asked after every epoch up to date, so that no answer has to look at every trial."""
+        before = self._records.get(record.trial_id)
+        if before is not None:
+            self.totals.count(before, -1)
+        self.totals.count(record, 1)
+        self._records[record.trial_id] = record
+        self._by_arm.setdefault(record.arm, {})[record.trial_id] = record
+        self._open.pop(record.trial_id, None)
+        if record.outcome is None:
+            self._open[record.trial_id] = record
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
         if self._lease is not None:
@@ -244,8 +293,12 @@ def gaps(records: Sequence[TrialRecord]) -> list[tuple[str, int]]:
 
 
 def read_records(folder: Path) -> tuple[TrialRecord, ...]:
-    """The records of a study that may be running: read only, no lock taken."""
-    return tuple(_read_record(path) for path in _record_files(folder))
+    """The records of a study that may be running, in the order of `Ledger.records`: read only, no lock taken."""
+    return _in_order([_read_record(path) for path in _record_files(folder)])
+
+
+def _in_order(records: Collection[TrialRecord]) -> tuple[TrialRecord, ...]:
+    return tuple(sorted(records, key=lambda r: (r.phase != "search", r.arm, r.number)))
 
 
 def read_uid(folder: Path) -> str | None:

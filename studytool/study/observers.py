@@ -65,8 +65,8 @@ class Housekeeping(Observer):
 
     def arm_decided(self, arm: Arm, best: TrialRecord | None) -> None:
         """Only the best search trial's weights are kept."""
-        for record in self._ledger.records:
-            if record.arm == arm.name and record.phase == "search" and (not best or record.number != best.number):
+        for record in self._ledger.of_arm(arm.name):
+            if record.phase == "search" and (not best or record.number != best.number):
                 self._remove(record, "last.pt*", "best.*")
 
     def _remove(self, record: TrialRecord, *patterns: str) -> None:

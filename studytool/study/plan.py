@@ -20,7 +20,7 @@ from studytool.data.shards import open_dataset
 from studytool.errors import DataError
 from studytool.models.weights import missing_weights
 from studytool.remote import is_remote
-from studytool.results import Outcome, TrialRecord
+from studytool.results import Outcome, TrialRecord, records_by_arm
 from studytool.search_settings import SchedulerSettings
 from studytool.settings import SimulateSettings
 from studytool.spec import Arm, StudySpec, TrialSpec, extreme_parameters
@@ -132,7 +132,8 @@ def plan_study(
     data, problem = _data(spec)
     meter = meter_of(spec, seconds_in_all, on_measuring)
     slots = meter.slots
-    arms = tuple(_plan_arm(spec, arm, records, meter, choices) for arm in spec.list_arms())
+    own = records_by_arm(records)
+    arms = tuple(_plan_arm(spec, arm, own.get(arm.name, ()), meter, choices) for arm in spec.list_arms())
     problems = [problem] if problem else []
     missing = {missing_weights(t.model.backbone, t.model.init): t.model.init for t in _one_of_each(spec)}
     problems += [line for line, init in missing.items() if line and not is_remote(init.removeprefix("checkpoint:"))]
@@ -330,9 +331,8 @@ def _batch_size(trial: TrialSpec, volumes: int) -> int:
     return max(1, min(trial.train.batch_size, volumes))
 
 
-def _plan_arm(spec: StudySpec, arm: Arm, records: Sequence[TrialRecord], meter: Meter, choices: Choices) -> ArmPlan:
-    state = ArmState(arm, spec, records)
-    own = [r for r in records if r.arm == arm.name]
+def _plan_arm(spec: StudySpec, arm: Arm, own: Sequence[TrialRecord], meter: Meter, choices: Choices) -> ArmPlan:
+    state = ArmState(arm, spec, own, go_on=False)
     most = spec.most_epochs(arm)
     search = state.search_planned - state.search_ended
     if spec.search.points is not None:

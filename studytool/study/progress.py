@@ -17,11 +17,25 @@ from studytool.study.director import Observer
 
 
 @dataclass
+class _Mean:
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, value: float) -> None:
+        self.total += value
+        self.count += 1
+
+    def or_else(self, value: float) -> float:
+        return self.total / self.count if self.count else value
+
+
+@dataclass
 class _ArmView:
     planned: dict[str, int]
     ended: dict[str, int] = field(default_factory=lambda: {"search": 0, "confirm": 0})
     best: float | None = None
     running: dict[str, str] = field(default_factory=dict)
+    epoch_seconds: _Mean = field(default_factory=_Mean)
 
 
 class Progress(Observer):
@@ -41,8 +55,8 @@ class Progress(Observer):
             arm.name: _ArmView({"search": spec.search.trials_planned, "confirm": spec.confirm.seeds})
             for arm in spec.list_arms()
         }
-        self._epoch_seconds: dict[str, list[float]] = {}
-        self._search_epochs: list[int] = []
+        self._epoch_seconds = _Mean()
+        self._search_epochs = _Mean()
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=2, transient=True)
 
     def __enter__(self) -> Progress:
@@ -76,7 +90,8 @@ class Progress(Observer):
         """Show the epoch's score and refresh the estimate."""
         metric = self._spec.metric.name
         view = self._arms[record.arm]
-        self._epoch_seconds.setdefault(record.arm, []).append(result.cost.seconds / result.epoch)
+        for mean in (view.epoch_seconds, self._epoch_seconds):
+            mean.add(result.cost.seconds / result.epoch)
         line = f"epoch {result.epoch}/{self._spec.train.max_epochs}  {metric} {result.val.metric(metric):.3f}"
         view.running[record.trial_id] = f"{_label(record)} {line}"
         if self._verbose:
@@ -119,25 +134,22 @@ class Progress(Observer):
 
     def seconds_left(self) -> float | None:
         """The estimate; None before the first epoch has ended."""
-        known = [s for seconds in self._epoch_seconds.values() for s in seconds]
-        if not known:
+        if not self._epoch_seconds.count:
             return None
-        typical = sum(known) / len(known)
-        most = self._spec.train.max_epochs
-        searched = sum(self._search_epochs) / len(self._search_epochs) if self._search_epochs else most
-        epochs = {"search": searched, "confirm": float(most)}
+        typical = self._epoch_seconds.or_else(0.0)
+        most = float(self._spec.train.max_epochs)
+        epochs = {"search": self._search_epochs.or_else(most), "confirm": most}
         total = 0.0
-        for name, view in self._arms.items():
-            seen = self._epoch_seconds.get(name)
-            seconds = sum(seen) / len(seen) if seen else typical
-            total += seconds * sum(epochs[phase] * (view.planned[phase] - view.ended[phase]) for phase in epochs)
+        for view in self._arms.values():
+            left = sum(epochs[phase] * (view.planned[phase] - view.ended[phase]) for phase in epochs)
+            total += view.epoch_seconds.or_else(typical) * left
         return total / self._slots
 
     def _count(self, record: TrialRecord) -> None:
         view = self._arms[record.arm]
         view.ended[record.phase] = min(view.ended[record.phase] + 1, view.planned[record.phase])
         if record.phase == "search" and record.outcome is not Outcome.FAILED:
-            self._search_epochs.append(len(record.epochs))
+            self._search_epochs.add(len(record.epochs))
         if record.last:
             sign = self._spec.metric.sign
             view.best = sign * max(sign * v for v in (view.best, record.last.best_value) if v is not None)

@@ -8,6 +8,8 @@ import os
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
 os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+# Its state is never read again: no copy of all trials so far every few seconds.
+os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "inf"
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 # Workers started before they are asked for do not fit Ray Tune's, and cost two seconds of a core.

@@ -106,11 +106,12 @@ class ArmSearch:
             pruner=_pruner(search.scheduler, max_epochs),
         )
         self._open: dict[int, Trial] = {}
+        self._proposed = 0
 
     @property
     def proposed(self) -> int:
         """How many trials have been proposed, told ones among them."""
-        return len(self._study.get_trials(deepcopy=False))
+        return self._proposed
 
     @property
     def pareto_front(self) -> tuple[int, ...]:
@@ -159,6 +160,7 @@ class ArmSearch:
     def _ask(self, number: int, sampler: BaseSampler) -> None:
         self._study.sampler = sampler
         self._open[number] = self._study.ask(self._distributions)
+        self._proposed += 1
 
 
 class _Reopened(BaseSampler):

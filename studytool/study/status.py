@@ -14,7 +14,7 @@ from typing import Any
 from studytool.errors import StudytoolError
 from studytool.report.compare import ArmSummary, summarize_arms
 from studytool.report.words import duration
-from studytool.results import Outcome, TrialRecord
+from studytool.results import Outcome, TrialRecord, records_by_arm
 from studytool.spec import StudySpec
 from studytool.study.budget import device_seconds_spent
 from studytool.study.heartbeat import SignOfLife, last_sign
@@ -92,6 +92,7 @@ def study_status(spec: StudySpec) -> StudyStatus:
         raise StudytoolError(f"{spec.folder}: nothing of the study {spec.name} has been run yet; see `studytool plan`")
     plan = plan_study(spec, seconds_in_all=0)
     records = read_records(spec.folder)
+    own = records_by_arm(records)
     summaries = {summary.arm: summary for summary in summarize_arms(spec, records)}
     sign = last_sign(spec.folder, spec.storage_address)
     runs = _is_locked(spec.folder) or (sign is not None and sign.is_fresh and not _was_killed_here(spec, sign))
@@ -105,7 +106,7 @@ def study_status(spec: StudySpec) -> StudyStatus:
         folder=spec.storage_address or str(spec.folder),
         state="running" if runs else "interrupted" if left else "finished",
         metric=spec.metric.name,
-        arms=tuple(_arm(arm, summaries[arm.name], records) for arm in plan.arms),
+        arms=tuple(_arm(arm, summaries[arm.name], own.get(arm.name, ())) for arm in plan.arms),
         best_arm=winner,
         trials_left=left,
         device_seconds_spent=spent,
@@ -155,8 +156,7 @@ def status_lines(status: StudyStatus) -> list[str]:
     return [*lines, *(f"problem: {problem}" for problem in status.problems)]
 
 
-def _arm(plan: ArmPlan, summary: ArmSummary, records: Sequence[TrialRecord]) -> ArmStatus:
-    own = [record for record in records if record.arm == plan.name]
+def _arm(plan: ArmPlan, summary: ArmSummary, own: Sequence[TrialRecord]) -> ArmStatus:
     open_ones = [record for record in own if record.outcome is None]
     values = [record.last.best_value for record in own if record.last and record.outcome is not Outcome.FAILED]
     best = summary.best_search_value

@@ -50,6 +50,17 @@ def test_asha_prunes_and_a_pruned_trial_ran_fewer_epochs(driver):
     assert all(len(r.epochs) == 4 for r in records if r.outcome is Outcome.COMPLETE)
 
 
+def test_no_step_looks_at_every_trial_so_that_a_study_does_not_slow_down_as_it_grows(tmp_path, monkeypatch):
+    driver = Driver(tmp_path, f"{STUDY}budget: {{trials: 1000, device_hours: 1000}}\n")
+    looks = []
+    of_all = Ledger.records.fget
+    monkeypatch.setattr(Ledger, "records", property(lambda ledger: looks.append(1) or of_all(ledger)))
+    ledger = driver.run()
+    assert looks == []
+    assert len(ledger.records) == 16
+    assert len(looks) == 1
+
+
 def test_arms_take_turns(driver):
     driver.run()
     first_epochs = [trial_id for trial_id, epoch in driver.epochs_run if epoch == 1]

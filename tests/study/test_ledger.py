@@ -11,6 +11,8 @@ import pytest
 from synthetic_study import STUDY, Driver
 
 from studytool.errors import StudytoolError
+from studytool.study.budget import device_seconds_spent
+from studytool.study.director import new_record
 from studytool.study.ledger import Ledger, read_records, set_aside, take_lock
 
 LEDGERS = Path(__file__).with_name("ledgers")
@@ -24,6 +26,31 @@ def test_records_come_back_as_they_were_written(driver):
     again.close()
     found = {r.trial_id: r for r in read_records(driver.spec.folder)}
     assert found == {r.trial_id: r for r in written.records}
+
+
+def test_records_are_in_the_order_of_their_numbers_however_many_digits_these_have(driver):
+    """The folder of trial 1000 comes before that of trial 101."""
+    [arm] = [arm for arm in driver.spec.list_arms() if arm.name == "none"]
+    ledger = Ledger(driver.spec, "data")
+    for number in (1000, 101, 2):
+        trial = driver.spec.trial(arm, {"learning_rate": 1e-3}, phase="search", number=number, seed=0)
+        ledger.put(new_record(trial, "data"))
+    ledger.close()
+    for records in (ledger.records, ledger.of_arm("none"), read_records(driver.spec.folder)):
+        assert [record.number for record in records] == [2, 101, 1000]
+
+
+def test_totals_follow_every_change_and_are_the_same_when_the_study_is_taken_up_again(driver):
+    ledger = driver.run(kill_after=31)
+    again = Ledger(driver.spec, "data")
+    again.close()
+    records = ledger.records
+    assert [r for r in records if r.outcome is None] == list(ledger.without_outcome) != []
+    assert [r for arm in ("backbone", "none") for r in ledger.of_arm(arm)] == sorted(records, key=lambda r: r.arm)
+    for totals in (ledger.totals, again.totals):
+        assert totals.device_seconds == device_seconds_spent(records)
+        assert totals.epochs == sum(len(r.epochs) for r in records) == 31
+        assert totals.begun == sum(r.same_as is None for r in records)
 
 
 def test_a_study_is_run_by_one_process_at_a_time(driver):

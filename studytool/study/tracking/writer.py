@@ -49,6 +49,7 @@ class Writer:
         self._experiment_id = experiment_id
         self._spec = spec
         self._study_tags = {"studytool.study": spec.name, **({} if uid is None else {"studytool.uid": uid})}
+        self._arm_values = {arm.name: arm.values for arm in spec.list_arms()}
         self._classes: tuple[str, ...] = ()
         self._runs: dict[tuple[str, str], _Run] = {}
         self._trial_ids: dict[str, str] = {}
@@ -207,7 +208,7 @@ class Writer:
             self._trial_ids[run.run_id] = run.name
 
     def _open_arm(self, arm: str, now: int) -> _Run:
-        values = next((a.values for a in self._spec.list_arms() if a.name == arm), {})
+        values = self._arm_values.get(arm, {})
         study = self._runs["study", self._spec.name]
         return self._begin("arm", arm, study, {"studytool.arm": arm}, {**values, "arm": arm}, now)
 
