@@ -11,8 +11,9 @@ CPU with one thread. What studytool does beyond that (checkpoints, six scores, t
 MLflow) is in its time. Each arm of network and freezing is run by all four, one after the other, so that the ratios of
 a row come from the same minutes; with `--rounds` the order is turned round each time, and medians are shown.
 
-Device time is wall time from the moment that the first trial is begun to the end of the last, as the one slot is then
-held: starting the workers is in it, and filling the cache; starting Python and Ray and writing the report is not.
+Device time is wall time from the moment that the first trial begins in a worker that is up to the end of the last, as
+the one slot is then held: filling the cache is in it, and starting further workers; starting Python, Ray and the first
+worker and writing the report is not.
 
 Every measurement is kept in `--out` at once, and one that is there is not made again. The table in Markdown is written
 to `study.md` there, and printed.
