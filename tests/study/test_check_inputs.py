@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import closing
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -82,6 +80,8 @@ def test_a_trial_that_breaks_when_its_data_are_gone_does_not_fail(begun, there):
         None,
         None,
     )
+    bridge.ask("ray-starts-a-worker")
+    assert bridge.tell("ray-starts-a-worker", {"ready": True})
     bridge.ask("ray-0")
     broken = {"failure": "part-00000.parquet: cannot be read", "cause": "trial", "details": ""}
     if there:
@@ -99,9 +99,9 @@ def test_a_trial_that_breaks_when_its_data_are_gone_does_not_fail(begun, there):
 def test_what_is_left_of_damaged_data_is_not_made_anew_under_a_running_study(begun):
     spec, dataset = begun
     _flip_a_bit(dataset.folder)
-    without = partial(_without_damage, spec, dataset.folder, ["part-00001.parquet"], Console(quiet=True))
-    rest = without()[1]
-    (rest / "in-use").touch()
-    with closing(Ledger(spec, "data")), pytest.raises(StudytoolError, match="already running in another process"):
-        without()
-    assert (rest / "in-use").exists()
+    skipping = spec.model_copy(update={"data": spec.data.model_copy(update={"on_damage": "skip"})})
+    told, rest, _ = _without_damage(skipping, Console(quiet=True))
+    assert told.data.leave_out == ("part-00001.parquet",)
+    files = {path: path.stat().st_ino for path in rest.iterdir()}
+    assert _without_damage(skipping, Console(quiet=True))[1] == rest
+    assert {path: path.stat().st_ino for path in rest.iterdir()} == files
