@@ -57,6 +57,9 @@ class Observer:
     def arm_decided(self, arm: Arm, best: TrialRecord | None) -> None:
         """An arm's search is over: `best` is the configuration to confirm (None: no trial survived)."""
 
+    def remarked(self, line: str) -> None:
+        """Something that a person should know, of no one trial."""
+
 
 class Director:
     """Walks a study through its two phases: the search inside every arm, then paired seeds for every arm's best.
@@ -84,6 +87,11 @@ class Director:
         """Tell the observers of the arms that were already decided when the study was taken up again."""
         for state in self._arms:
             self._decide_if_over(state)
+
+    def remark(self, line: str) -> None:
+        """Have the observers say something that is of no one trial."""
+        for observer in self._observers:
+            observer.remarked(line)
 
     @property
     def running(self) -> tuple[str, ...]:

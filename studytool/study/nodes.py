@@ -29,6 +29,8 @@ from studytool.study.slots import Node, Slots, count_slots
 PATIENCE_SECONDS = 120.0
 """A node's first answer takes as long as Python, torch and the project need to load there."""
 _NOTICED_WITHIN_SECONDS = 10.0
+_SILENCE_NOTICED_WITHIN_SECONDS = 40.0
+"""Ray gives up a node that has not answered five times, every three seconds; later where the head is busy."""
 """A cluster may notice that a node is lost so much later than that its workers are silent."""
 
 
@@ -211,9 +213,13 @@ def node_of(error: Exception | None) -> str | None:
     return found if any(node["NodeID"] == found for node in ray.nodes()) else None
 
 
-def is_lost(node_id: str) -> bool:
-    """Whether the cluster has lost a node; one that is silent it may have noticed only after a while."""
-    deadline = time.monotonic() + _NOTICED_WITHIN_SECONDS
+def is_lost(node_id: str, error: Exception | None) -> bool:
+    """Whether the cluster has lost a node, on which a worker ended with `error`.
+
+    It may notice it later than that the worker does not answer, above all where nobody has seen the worker die.
+    """
+    silent = isinstance(error, ray.exceptions.ActorUnavailableError)
+    deadline = time.monotonic() + (_SILENCE_NOTICED_WITHIN_SECONDS if silent else _NOTICED_WITHIN_SECONDS)
     while True:
         if not any(node["Alive"] for node in ray.nodes() if node["NodeID"] == node_id):
             return True

@@ -63,7 +63,7 @@ class NodeWatch:
     def refuse(self, node_id: str, problems: str) -> str:
         """Let no trials run on a node for a while; a line that says why, and what to do."""
         self._refused[node_id], self._looked = time.monotonic(), 0.0
-        return f"its node {address_of(node_id)} gets no trials for {REFUSED_SECONDS / 60:.0f} minutes: {problems}"
+        return f"the node {address_of(node_id)} gets no trials for {REFUSED_SECONDS / 60:.0f} minutes: {problems}"
 
     def memory_ran_out(self, node_id: str, killed: int) -> bool:
         """Take down that a node has `killed` so many processes for want of memory; whether they are more than before.
@@ -74,12 +74,18 @@ class NodeWatch:
         self._killed_for_memory[node_id] = killed
         return killed > before
 
-    def explain(self, error: Exception | None, *, came_up: bool) -> tuple[Cause, str] | None:
-        """Why a worker ended, if that was its node's doing; it `came_up`, or broke before it could look at its node."""
-        node_id = node_of(error)
+    def explain(self, error: Exception | None, node_id: str | None, *, came_up: bool) -> tuple[Cause, str] | None:
+        """Why a worker ended, if that was its node's doing.
+
+        Args:
+            error: as Ray has it.
+            node_id: the node from which the worker was last heard.
+            came_up: false if it broke before it could look at its node.
+        """
+        node_id = node_id or node_of(error)
         if node_id is None:
             return None
-        if came_up and is_lost(node_id):
+        if came_up and is_lost(node_id, error):
             return Cause.NODE, _LOST
         if came_up:
             count = ask_node(node_id, processes_killed_for_memory)
@@ -88,7 +94,7 @@ class NodeWatch:
             return None
         answer = ask_node(node_id, look_from_node, self._needs)
         problems = problems_in(answer)
-        if answer.problem is not None and is_lost(node_id):
+        if answer.problem is not None and is_lost(node_id, error):
             return Cause.NODE, _LOST
         return (Cause.NODE, self.refuse(node_id, _in_words(problems))) if problems else None
 

@@ -103,6 +103,10 @@ class Progress(Observer):
         if again:
             say(self._console, f"{self._clock()}  {record.trial_id}: {message}; trying again, see {self._log(record)}")
 
+    def remarked(self, line: str) -> None:
+        """Say it."""
+        say(self._console, f"{self._clock()}  {line}")
+
     def trial_ended(self, record: TrialRecord) -> None:
         """Count the trial, and say how it ended."""
         self._arms[record.arm].running.pop(record.trial_id, None)

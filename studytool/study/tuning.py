@@ -148,6 +148,7 @@ class _Bridge:
         self.ids: dict[str, str] = {}
         self._check_inputs = check_inputs
         self._nodes = nodes
+        self._heard_from: dict[str, str] = {}
         # A worker that takes seconds to import what trials need does so before one begins and its clock runs.
         self._workers_to_start = min(slots.count, sum(director.trials_left.values()))
         self._starting: set[str] = set()
@@ -226,7 +227,7 @@ class _Bridge:
             if "failure" not in result:
                 return self._may_begin(ray_id)
             assert self._nodes is not None  # a node that lacks something is all that can be wrong so early
-            self._nodes.refuse(result["node"], result["failure"])
+            self.director.remark(self._nodes.refuse(result["node"], result["failure"]))
             self._not_started(ray_id)
             return True
         trial_id = self.ids[ray_id]
@@ -234,6 +235,7 @@ class _Bridge:
             epoch: EpochResult = epoch_from_dict(json.loads(result["epoch_result"]))
             device = DeviceInfo(**result["device"])
             if self._nodes is not None:
+                self._heard_from[ray_id] = result["node"]
                 self._nodes.memory_ran_out(result["node"], result["killed_for_memory"])
             return self._guarded(lambda: self.director.epoch(trial_id, epoch, device))
         if result["cause"] == DISK_FULL:
@@ -256,7 +258,7 @@ class _Bridge:
         line = "its process died" if died else lines[-1].strip()
         cause = Cause.WORKER
         if self._nodes is not None:
-            cause, line = self._nodes.explain(error, came_up=died) or (cause, line)
+            cause, line = self._nodes.explain(error, self._heard_from.get(ray_id), came_up=died) or (cause, line)
         elif (killed := processes_killed_for_memory()) > self._killed_for_memory:
             self._killed_for_memory = killed
             cause, line = Cause.MEMORY, "its process was killed by the system"

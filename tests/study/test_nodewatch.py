@@ -20,7 +20,7 @@ def nodes(monkeypatch) -> NodeWatch:
 def test_a_node_is_refused_for_a_while(nodes, monkeypatch):
     assert nodes.refused == ()
     line = nodes.refuse("7", "versions: torch 9.9 instead of 2.15; install it")
-    assert line == "its node 10.0.0.7 gets no trials for 5 minutes: versions: torch 9.9 instead of 2.15; install it"
+    assert line == "the node 10.0.0.7 gets no trials for 5 minutes: versions: torch 9.9 instead of 2.15; install it"
     assert nodes.refused == ("7",)
     monkeypatch.setattr(nodewatch, "REFUSED_SECONDS", -1.0)
     assert nodes.refused == ()
