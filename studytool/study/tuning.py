@@ -168,7 +168,9 @@ class _Bridge:
         """What Ray should start next; it has room for a trial more."""
         self.signals.watch()
         if self._nodes is not None:
-            self.slots = self._nodes.slots()
+            could, self.slots = self.slots.count, self._nodes.slots()
+            if could and not self.slots.count:
+                self.director.remark("no node of the cluster can take a trial now; waiting for one, see `ray status`")
         director, slots = self.director, self.slots
         if director.finished:
             return str(Searcher.FINISHED)

@@ -16,9 +16,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.end_to_end, pytest.mark.timeout(600)
 
 
 def studytool(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "studytool.cli", *words], cwd=folder, text=True, capture_output=True, timeout=400
-    )
+    command = [sys.executable, "-m", "studytool.cli", *words]
+    try:
+        return subprocess.run(command, cwd=folder, text=True, capture_output=True, timeout=400)
+    except subprocess.TimeoutExpired as late:
+        raise AssertionError(f"{words}: nothing more after\n{late.stdout!r}\n{late.stderr!r}") from None
 
 
 def free_port() -> int:
