@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -141,7 +142,10 @@ class Ledger:
 
     def put(self, record: TrialRecord) -> TrialRecord:
         """Write a record, whole; it replaces the one with the same trial id."""
-        self._write(f"trials/{record.trial_id}/record.json", to_dict(record))
+        name = f"trials/{record.trial_id}/record.json"
+        self._write(name, to_dict(record))
+        if record.outcome is not None:
+            _copy_to_previous(self.folder / name)
         self._keep(record)
         if not self._header.get("begun"):  # from now on a study without trials is one that has lost them
             self._header = {**self._header, "begun": True}
@@ -388,6 +392,17 @@ def _keep_previous(path: Path) -> None:
         temporary.unlink(missing_ok=True)
         os.link(path, temporary)
         temporary.replace(spare)
+
+
+def _copy_to_previous(path: Path) -> None:
+    """Let the generation before a file hold what the file does: whichever is damaged later, nothing of it is lost.
+
+    It is not waited for until it is on the disk, as the file itself is.
+    """
+    with disk_full_explained(path):
+        temporary = path.with_name(path.name + ".linking")
+        shutil.copyfile(path, temporary)
+        temporary.replace(path.with_name(path.name + ".previous"))
 
 
 def _read(path: Path) -> dict[str, Any]:

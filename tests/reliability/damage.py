@@ -37,8 +37,8 @@ def shards_damaged(folder: Path, flips: int, cuts: int, seed: int) -> dict[str, 
 def state_damaged(folder: Path, count: int, seed: int) -> dict[str, float]:
     """Damage one state file of a finished study, or both generations of it, then open the study again.
 
-    With one generation left everything that had been found is still there, but at most the end of one trial; with none
-    the study is refused. Nothing is begun again in silence.
+    With one generation left everything that had been found is still there; with none the study is refused. Nothing is
+    begun again in silence.
     """
     rng = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
