@@ -149,6 +149,7 @@ class _Bridge:
         self._check_inputs = check_inputs
         self._nodes = nodes
         self._heard_from: dict[str, str] = {}
+        self._backbones = director.backbones
         # A worker that takes seconds to import what trials need does so before one begins and its clock runs.
         self._workers_to_start = min(slots.count, sum(director.trials_left.values()))
         self._starting: set[str] = set()
@@ -177,7 +178,7 @@ class _Bridge:
         if self._workers_to_start:
             self._workers_to_start -= 1
             self._starting.add(ray_id)
-            return {"trial": None, "backbones": director.backbones, **self._held()}
+            return {"trial": None, **self._held()}
         # A trial that ran out of memory is waited for, so that it gets the machine to itself.
         taken = len(director.running) + len(self._starting) + len(self._ready)
         if taken >= slots.count or any(map(director.needs_room, director.running)):
@@ -216,6 +217,7 @@ class _Bridge:
     def _held(self, *, alone: bool = False) -> dict[str, Any]:
         slots = self.slots
         return {
+            "backbones": self._backbones,
             "needs": self._nodes.needs if self._nodes else None,
             "not_on": self._nodes.refused if self._nodes else (),
             "cpu": slots.cpu,

@@ -81,7 +81,7 @@ class Worker(tune.Trainable):
         from studytool.training.loop import import_backbone
 
         torch.set_num_threads(config["cpu"])
-        for name in config.get("backbones", ()):
+        for name in config["backbones"]:
             import_backbone(name)
         self._kept = Kept()
         return True
