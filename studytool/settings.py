@@ -296,8 +296,17 @@ class ConfirmSettings(Settings):
     seeds: Annotated[int, Field(ge=0, le=1000)] = 5
 
 
+MOST_TOGETHER = 8
+"""How many heads "auto" trains together."""
+
+
 class ResourceSettings(Settings):
     """What one trial holds and how many run at once; "auto": one GPU a trial where there are any, else one core.
+
+    Trials of an arm that train nothing but a head are trained together in the place of one, up to `trials_together`;
+    1 trains each alone. "auto" (up to 8) leaves what is proposed as it is: it takes those together that the sampler
+    proposes without looking at results (all of `random` and `grid`, the first ones of `tpe`, the seeds that confirm).
+    A number has `tpe` propose that many at once throughout.
 
     `price_per_device_hour`, in `currency`, turns device-hours into money.
     """
@@ -305,6 +314,7 @@ class ResourceSettings(Settings):
     gpu: Literal["auto"] | Annotated[float, Field(ge=0, le=64)] = "auto"
     cpu: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
     trials_at_once: Literal["auto"] | Annotated[int, Field(ge=1, le=10_000)] = "auto"
+    trials_together: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = "auto"
     price_per_device_hour: Annotated[float, Field(gt=0)] | None = None
     currency: Annotated[str, Field(min_length=1, max_length=8)] = "USD"
 

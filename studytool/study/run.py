@@ -26,8 +26,9 @@ from studytool.settings import DataSettings, SimulateSettings
 from studytool.spec import StudySpec
 from studytool.study.budget import Budget
 from studytool.study.counting import progress_of
-from studytool.study.director import Director, Observer
+from studytool.study.director import Director
 from studytool.study.environment import describe_environment
+from studytool.study.events import Observer
 from studytool.study.folder import keep_study
 from studytool.study.ledger import Ledger, set_aside
 from studytool.study.observers import Housekeeping, TellTracker, TrialLogs

@@ -13,11 +13,9 @@ import logging
 import math
 import os
 import time
-import traceback
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from shutil import rmtree
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
@@ -28,18 +26,18 @@ import ray
 from ray import cloudpickle, tune
 from ray.tune.search import Searcher
 
-from studytool.errors import DiskFullError, StudytoolError
+from studytool.errors import StudytoolError
 from studytool.files import disk_full_explained
-from studytool.results import DeviceInfo, EpochResult, epoch_from_dict, to_dict
+from studytool.results import DeviceInfo, EpochResult, epoch_from_dict
 from studytool.settings import ResourceSettings
-from studytool.spec import TrialSpec
-from studytool.study.director import Cause, Director
+from studytool.study.director import Director
+from studytool.study.events import Cause
 from studytool.study.guardian import end_helpers, guarded_folder, mark
 from studytool.study.nodes import count_lost, joined, nodes_there
 from studytool.study.signals import Signals, sheltered
 from studytool.study.slots import Slots, share_out, share_out_over
-from studytool.study.storage import Storage, fresh_workplace
-from studytool.training.memory import is_out_of_memory, processes_killed_for_memory
+from studytool.study.worker import DISK_FULL, Walk
+from studytool.training.memory import processes_killed_for_memory
 
 Answer = TypeVar("Answer")
 
@@ -156,10 +154,9 @@ def _share(config: dict[str, Any]) -> dict[str, float]:
 
 
 class _Worker(tune.Trainable):
-    """Walks `train_trial` in a worker process, one epoch per step; reused for one trial after another."""
+    """A worker process that walks one task after another, an epoch per step; see `studytool.study.worker`."""
 
-    _epochs: Generator[EpochResult, None, None] | None = None
-    _workplace: Storage | None = None
+    _walk: Walk | None = None
 
     def setup(self, config: dict[str, Any]) -> None:
         import torch
@@ -170,36 +167,14 @@ class _Worker(tune.Trainable):
         gc.freeze()
 
     def reset_config(self, config: dict[str, Any]) -> bool:
-        from studytool.training.device import choose_device, describe_device
-        from studytool.training.loop import train_trial
-
         # A pruned trial stands at its last epoch and still holds its network.
         self.cleanup()
-        trial = TrialSpec.model_validate_json(config["trial"])
-        side_by_side = config["side_by_side"]
-        folder = Path(config["folder"])
-        if config["storage"] is not None:
-            self._workplace = fresh_workplace(config["storage"], trial.trial_id)
-            folder = self._workplace.folder
-        self._epochs = train_trial(trial, folder, trials_side_by_side=side_by_side)
-        self._device = to_dict(describe_device(choose_device(None), side_by_side))
+        self._walk = Walk(config["trials"], config["folders"], config["storage"], config["side_by_side"])
         return True
 
     def step(self) -> dict[str, Any]:
-        from studytool.training.checkpoint import LAST
-        from studytool.training.predictions import PREDICTIONS
-        from studytool.training.trained import RECORD, WEIGHTS
-
-        assert self._epochs is not None
-        try:
-            result = next(self._epochs)
-            if self._workplace is not None:
-                # In the order in which they are written: a trial stopped in between goes on as from a disk.
-                self._workplace.push(LAST, WEIGHTS, RECORD, PREDICTIONS)
-        except Exception as error:
-            self.cleanup()
-            return {**_failure(error), "done": True}
-        return {"epoch_result": json.dumps(to_dict(result)), "device": self._device, "done": result.is_last}
+        assert self._walk is not None
+        return self._walk.step()
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
         """Ray saves a trial that it stops; ours has its own checkpoint, so there is nothing to add."""
@@ -209,33 +184,16 @@ class _Worker(tune.Trainable):
         """The trial has resumed from its own checkpoint already."""
 
     def cleanup(self) -> None:
-        if self._epochs is not None:
-            self._epochs.close()
-        if self._workplace is not None:
-            rmtree(self._workplace.folder, ignore_errors=True)
-            self._workplace = None
+        if self._walk is not None:
+            self._walk.close()
 
 
-def _failure(error: Exception) -> dict[str, str]:
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    if isinstance(error, DiskFullError):
-        cause = None
-    elif is_out_of_memory(error):
-        cause = Cause.MEMORY
-    elif isinstance(error, StudytoolError):
-        cause = Cause.TRIAL  # its own fault: trying again would end the same way
-    else:
-        cause, line = Cause.WORKER, f"{type(error).__name__}: {line}"
-    return {"failure": line, "cause": cause.value if cause else DISK_FULL, "details": traceback.format_exc()}
-
-
-DISK_FULL = "disk"
 _NOTICED_WITHIN_SECONDS = 10.0
 _ITS_TRIALS_BREAK_WITHIN_SECONDS = 60.0
 
 
 class _Bridge:
-    """What the three hooks of Ray Tune share: the director, and which Ray trial is which of ours."""
+    """What the three hooks of Ray Tune share: the director, and which Ray trial stands for which of ours."""
 
     def __init__(
         self,
@@ -250,7 +208,7 @@ class _Bridge:
         self.folder_of = folder_of
         self.slots = slots
         self.signals = signals
-        self.ids: dict[str, str] = {}
+        self.packs: dict[str, tuple[str, ...]] = {}
         self._slots_now = slots_now
         self._storage_address = storage_address
         self._looked = time.monotonic()
@@ -273,16 +231,16 @@ class _Bridge:
         if director.finished:
             return str(Searcher.FINISHED)
         # A trial that ran out of memory is waited for, so that it gets the machine to itself.
-        if len(director.running) >= slots.count or any(map(director.needs_room, director.running)):
+        if len(self.packs) >= slots.count or any(map(director.needs_room, director.running)):
             return None
-        trial = self._guarded(director.next_trial)
-        if trial is None:
+        trials = self._guarded(director.next_trials)
+        if not trials:
             return None
-        self.ids[ray_id] = trial.trial_id
-        alone = director.needs_room(trial.trial_id)
+        self.packs[ray_id] = tuple(trial.trial_id for trial in trials)
+        alone = director.needs_room(trials[0].trial_id)
         return {
-            "trial": trial.model_dump_json(),
-            "folder": str(self.folder_of(trial.trial_id)),
+            "trials": [trial.model_dump_json() for trial in trials],
+            "folders": [str(self.folder_of(trial.trial_id)) for trial in trials],
             "storage": self._storage_address,
             "cpu": slots.cpu,
             "holds_cpu": slots.cpu * slots.on_one_node if alone else slots.cpu,
@@ -296,16 +254,28 @@ class _Bridge:
             self.slots, self._looked = self._slots_now(), time.monotonic()
 
     def tell(self, ray_id: str, result: dict[str, Any]) -> bool:
-        """An epoch or the end of a trial; whether Ray has to stop it."""
-        trial_id = self.ids[ray_id]
-        if "failure" not in result:
-            epoch: EpochResult = epoch_from_dict(json.loads(result["epoch_result"]))
-            device = DeviceInfo(**result["device"])
-            return self._guarded(lambda: self.director.epoch(trial_id, epoch, device))
-        if result["cause"] == DISK_FULL:
-            raise _Stop(StudytoolError(result["failure"]))
-        self._failed(trial_id, result["failure"], Cause(result["cause"]), result["details"])
+        """An epoch or the end of what runs together; whether Ray has to stop it.
+
+        Once one of several has ended, the others go on as a new trial of Ray's, from their checkpoints.
+        """
+        if "failure" in result:
+            for trial_id in self.packs.pop(ray_id):
+                self._failed(trial_id, result)
+            return True
+        for trial_id, failure in json.loads(result["failures"]).items():
+            self._failed(trial_id, failure)
+        device = DeviceInfo(**result["device"])
+        stopped = [
+            self._epoch(trial_id, epoch_from_dict(values), device)
+            for trial_id, values in json.loads(result["results"]).items()
+        ]
+        if not any(stopped) and stopped:
+            return False
+        self._guarded(lambda: self.director.regroup(self.packs.pop(ray_id)))
         return True
+
+    def _epoch(self, trial_id: str, result: EpochResult, device: DeviceInfo) -> bool:
+        return self._guarded(lambda: self.director.epoch(trial_id, result, device))
 
     def broke(self, ray_id: str, error: Exception | None) -> None:
         """A worker process died, or did not come up."""
@@ -319,7 +289,8 @@ class _Bridge:
         elif self._slots_now is None and killed > self._killed_for_memory:
             self._killed_for_memory = killed
             cause, line = Cause.MEMORY, "its process was killed by the system"
-        self._failed(self.ids[ray_id], line, cause, details)
+        for trial_id in self.packs.pop(ray_id, ()):
+            self._failed(trial_id, {"failure": line, "cause": cause.value, "details": details})
 
     def _has_lost_a_node(self) -> bool:
         """Whether a node was lost just now; the cluster may notice it later than that its workers are silent."""
@@ -333,7 +304,10 @@ class _Bridge:
             time.sleep(0.5)
         return False
 
-    def _failed(self, trial_id: str, message: str, cause: Cause, details: str) -> None:
+    def _failed(self, trial_id: str, failure: dict[str, str]) -> None:
+        if failure["cause"] == DISK_FULL:
+            raise _Stop(StudytoolError(failure["failure"]))
+        message, cause, details = failure["failure"], Cause(failure["cause"]), failure["details"]
         self._guarded(lambda: self.director.failed(trial_id, message, cause=cause, details=details))
 
     def _guarded(self, call: Callable[[], Answer]) -> Answer:
