@@ -1,6 +1,6 @@
 """K heads on one frozen network, together in one pass and one by one, in one run: CPU seconds and their ratio.
 
-    python benchmarks/speed/heads.py                        # r2plus1d_tiny and r3d_18, 8 heads, one core
+    python benchmarks/speed/heads.py                        # r2plus1d_tiny, 8 heads, one core
     python benchmarks/speed/heads.py --backbone r3d_18 --heads 16
 
 The cache of the frozen part is filled before, so that both only train, evaluate and write their files. Each repetition
@@ -34,7 +34,7 @@ SIDE, CLASSES = 16, 4
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", nargs="+", default=["r2plus1d_tiny", "r3d_18"])
+    parser.add_argument("--backbone", nargs="+", default=["r2plus1d_tiny"])
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--per-class", type=int, default=200)
