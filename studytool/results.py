@@ -136,7 +136,7 @@ class TrialRecord:
     `parameters` are the factors by their flat names. `phase` is "search" or "confirm"; a confirm trial's `source` is
     the number of the search trial that it trains again. `message` says why a trial failed. A trial that ran out of
     memory was tried again with its batches computed in `parts` parts. `checkpoint_sha256` is that of the selected
-    weights, `mlflow_run` the id of its run; both are empty where there is none. A search trial with the configuration
+    weights, `mlflow_run` the id of its run; both may be empty. A search trial with the configuration
     of an earlier one of its arm is not run: `same_as` is that one's number, and there are no epochs. `on_pareto_front`
     is set where cost is searched for as well.
     """

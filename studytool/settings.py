@@ -128,7 +128,7 @@ class DataSettings(Settings):
     """The dataset: a folder of shards, which of its splits, and, where it can be made, how to simulate it.
 
     `split` is "stored", the one that came with the data, or one that `studytool data split` made: NAME, or NAME/FOLD.
-    `on_damage` says what happens when a shard turns out to be damaged: "stop" ends the trial with the shard's name,
+    `on_damage` says what happens when a shard turns out to be damaged: "stop" ends the study with the shard's name,
     "skip" goes on without the shard and says so.
     """
 

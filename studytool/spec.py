@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -34,6 +36,11 @@ from studytool.settings import (
 )
 from studytool.spec_messages import Locator, first_problem, locator, shown
 from studytool.yamlfile import parse_value, read_yaml
+
+MOST_COMBINATIONS = 10_000
+"""Of the values under `arms:`; and three times as many of arms with the values that tell whether a range is allowed."""
+LONGEST_ARM_NAME = 200
+"""Characters; a folder's name may have 255, and a trial's says more than its arm."""
 
 Kind = TypeVar("Kind", bound=BaseModel)
 KindOfSettings = TypeVar("KindOfSettings", bound=Settings)
@@ -102,7 +109,7 @@ class StudySpec(Settings):
     input: InputSettings = InputSettings()
     train: TrainSettings = TrainSettings()
     arms: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(default_factory=dict)
-    exclude: tuple[dict[str, Any], ...] = ()
+    exclude: Annotated[tuple[dict[str, Any], ...], Field(max_length=100)] = ()
     search: SearchSettings = SearchSettings()
     confirm: ConfirmSettings = ConfirmSettings()
     metric: MetricSettings = MetricSettings()
@@ -260,6 +267,7 @@ def _revalidated(settings: KindOfSettings, changes: Mapping[str, Any]) -> KindOf
 
 
 def _check_factors(spec: StudySpec, where: Locator) -> None:
+    _check_size(math.prod(map(len, spec.arms.values())), MOST_COMBINATIONS, where)
     for name, values in spec.arms.items():
         if name not in FACTORS:
             raise SpecError(f"{where(('arms', name))}: {unknown_name('factor', name, FACTORS)}")
@@ -276,17 +284,26 @@ def _check_factors(spec: StudySpec, where: Locator) -> None:
         raise SpecError(f"{where(('exclude',))}: nothing is left to compare: every combination of arms: is excluded")
 
 
+def _check_size(combinations: int, most: int, where: Locator) -> None:
+    if combinations > most:
+        raise SpecError(
+            f"{where(('arms',))}: {combinations} combinations are more than a study can look at; at most {most} are "
+            "allowed; compare fewer values, or divide the study"
+        )
+
+
 def _check_every_arm(spec: StudySpec, where: Locator) -> None:
     """Build every arm with the ends of every range, so that no value the study may meet is refused later."""
     arms = spec.list_arms()
-    names = [arm.name for arm in arms]
-    for name in names:
-        if names.count(name) > 1:
+    for name, count in Counter(arm.name for arm in arms).items():
+        if count > 1:
             raise SpecError(
                 f"{where(('arms',))}: two combinations have the same short name {name!r}; spell them differently"
             )
+    extremes = list(extreme_parameters(spec.search.space))
+    _check_size(len(arms) * len(extremes), 3 * MOST_COMBINATIONS, where)
     for arm in arms:
-        for parameters in extreme_parameters(spec.search.space):
+        for parameters in extremes:
             try:
                 trial = spec.trial(arm, parameters, phase="search", number=0, seed=spec.seed)
             except ValidationError as error:
@@ -325,6 +342,12 @@ def _matches(values: Mapping[str, Any], pattern: Mapping[str, Any]) -> bool:
 
 
 def _arm_name(values: Mapping[str, Any]) -> str:
-    """`r2plus1d_18.kinetics400.stage2`: the compared values joined by dots, fit for a file name."""
-    parts = (json.dumps(v) if not isinstance(v, str) else v for v in values.values())
-    return ".".join(re.sub(r"[^A-Za-z0-9_+-]+", "-", part).strip("-") or "none" for part in parts) or "all"
+    """`r2plus1d_18.kinetics400.stage2`: the compared values joined by dots, fit for a file name.
+
+    A name too long for that ends in a digest of the values instead.
+    """
+    parts = [json.dumps(v) if not isinstance(v, str) else v for v in values.values()]
+    name = ".".join(re.sub(r"[^A-Za-z0-9_+-]+", "-", part).strip("-") or "none" for part in parts) or "all"
+    if len(name) <= LONGEST_ARM_NAME:
+        return name
+    return f"{name[: LONGEST_ARM_NAME - 9]}-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:8]}"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from studytool.errors import SpecError
-from studytool.spec import factor_overrides, load_study, single_trial
+from studytool.spec import LONGEST_ARM_NAME, factor_overrides, load_study, single_trial
 
 ROOT = Path(__file__).parents[1]
 GOOD = """
@@ -302,3 +302,20 @@ def test_the_schedulers_of_the_first_version_are_stored_as_it_did(study):
     """The ledger compares what it has with what the study file says now."""
     stored = [study(GOOD, f"search.scheduler={name}").search.scheduler.model_dump() for name in ("asha", "none")]
     assert stored == [{"asha": {"grace_epochs": 3, "reduction_factor": 3}}, {"asha": None}]
+
+
+def test_more_combinations_than_can_be_looked_at_are_refused_before_they_are_made(tmp_path):
+    values = ", ".join(str(1 + i) for i in range(100))
+    factors = ", ".join(f"{name}: [{values}]" for name in ("labels_per_class", "views", "batch_size", "max_epochs"))
+    (tmp_path / "a.yaml").write_text(f"name: a\ndata: {{path: data}}\narms: {{{factors}}}\n")
+    with pytest.raises(SpecError, match=r"a.yaml:3: arms: 100000000 combinations are more than a study can look at"):
+        load_study(tmp_path / "a.yaml")
+
+
+def test_arms_with_very_long_names_have_short_ones_of_their_own(tmp_path):
+    long = ", ".join(f"'checkpoint:{'x' * 300}{end}.safetensors'" for end in "ab")
+    (tmp_path / "a.yaml").write_text(f"name: a\ndata: {{path: data}}\narms: {{init: [random, {long}]}}\n")
+    names = [arm.name for arm in load_study(tmp_path / "a.yaml").list_arms()]
+    assert names[0] == "random"
+    assert len({*names}) == 3
+    assert max(map(len, names)) == LONGEST_ARM_NAME

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from studytool.errors import SpecError
@@ -76,3 +78,5 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "large.yaml").write_bytes(b"#" * (MAX_BYTES + 1))
     with pytest.raises(SpecError, match="too large for a study file"):
         read_yaml(tmp_path / "large.yaml")
+    with pytest.raises(SpecError, match="too large for a study file"):
+        read_yaml(Path("/dev/zero"))

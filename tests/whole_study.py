@@ -110,8 +110,7 @@ class Study:
             record = records[run["studytool.trial_id"]]
             if record.outcome is None or run["status"] != _STATUS[record.outcome]:
                 problems.append(f"{record.trial_id} is {run['status']}, the ledger says {record.outcome}")
-            # It stays empty where MLflow's answer comes later than the driver waits for it.
-            if record.mlflow_run not in ("", run["id"]):
+            if record.mlflow_run != run["id"]:
                 problems.append(f"{record.trial_id}: the ledger names another run")
             for metric in ("val/loss", "train/loss", "cost/device_seconds"):
                 steps = sorted(point.step for point in self._client().get_metric_history(run["id"], metric))
@@ -142,7 +141,7 @@ class Study:
         for process in self.processes():
             try:
                 title = (process.cmdline() or [""])[0]
-                if title.startswith(("ray::_Worker", "ray::ResourceTrainable")):
+                if title.startswith(("ray::Worker", "ray::ResourceTrainable")):
                     found.append(process)
             except psutil.Error:
                 continue

@@ -6,7 +6,8 @@
 Two networks x {none, stage3, backbone} x two learning rates x two seeds, from random weights, on 16^3 phantoms without
 augmentation, the same number of epochs, one trial at a time on one core. Each arm of networks and freezing is run by
 itself by all four, one after the other, so that the ratios of a row come from the same minutes. Seconds are those from
-the start of the first trial to the end of the last; starting the program and Ray is left out, starting workers is not.
+the start of the first trial to the end of the last; starting the program and Ray is left out, starting workers is not
+for the other three: studytool's first trial starts when its worker is there.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def trial_row(spec: StudySpec, record: TrialRecord) -> dict[str, Any]:
     }
     row |= {"outcome": str(record.outcome) if record.outcome else "UNFINISHED", "message": record.message}
     row |= {f"parameter/{name}": words.plain(value) for name, value in record.parameters.items()}
-    row |= {"epochs": len(record.epochs)}
+    row |= {"epochs": len(record.epochs), "on_pareto_front": record.on_pareto_front}
     if record.last is not None:
         row |= {"best_epoch": record.last.best_epoch, "best_value": record.last.best_value}
     row |= _scores("test", record.test)

@@ -14,7 +14,7 @@ from studytool.report.compare import ArmSummary, confirm_runs, headline_metric, 
 from studytool.report.importance import LEAST_TRIALS, importance, search_points
 from studytool.report.statistics import PairedDifference
 from studytool.report.table import best_first
-from studytool.report.tables import Table, arms_table, claims_tables, time_table
+from studytool.report.tables import Table, arms_table, claims_tables, front_table, time_table
 from studytool.results import TrialRecord
 from studytool.spec import StudySpec
 
@@ -193,7 +193,8 @@ def what_mattered(results: StudyResults, folder: Path) -> Section:
         caption = "Share of the scatter explained by each setting alone or together with others; trials of all arms."
         pictures.insert(0, Picture(figures.importance_bars(shares, folder / "importance"), caption))
     missing = "" if shares else f"Fewer than {LEAST_TRIALS} search trials finished, too few to weigh the settings."
-    return Section("search", title, lead, (), tuple(pictures), missing)
+    front = front_table(spec, results.records)
+    return Section("search", title, lead, (front,) if front else (), tuple(pictures), missing)
 
 
 def where_time_went(results: StudyResults, folder: Path) -> Section:

@@ -102,6 +102,33 @@ def claims_tables(spec: StudySpec, comparisons: Sequence[Comparison]) -> tuple[T
     return (difference,) if spec.metric.target is None else (difference, _ratio_table(spec, comparisons))
 
 
+def front_table(spec: StudySpec, records: Sequence[TrialRecord]) -> Table | None:
+    """The search trials that no other of their arm beats in both score and cost; None where cost was not weighed."""
+    front = [r for r in records if r.on_pareto_front and r.last]
+    if not front:
+        return None
+    order = {arm.name: place for place, arm in enumerate(spec.list_arms())}
+    front = [r for r in front if r.arm in order]
+    front.sort(key=lambda r: (order[r.arm], r.cost.device_seconds))
+    named = [name.replace("_", " ") for name in spec.search.space]
+    rows = [
+        (
+            r.trial_id,
+            *(words.plain(r.parameters[name]) for name in spec.search.space),
+            f"{r.epochs[-1].best_value:.3f}",
+            words.device_time(r.cost) or "–",
+        )
+        for r in front
+    ]
+    note = (
+        "Search trials that no other one of the same arm beats in both; each arm's from the cheapest to the dearest. "
+        "Which one is confirmed is decided by the score."
+    )
+    return Table(
+        "Score against cost in the search", ("trial", *named, spec.metric.name, "cost"), tuple(rows), notes=(note,)
+    )
+
+
 def time_table(spec: StudySpec, records: Sequence[TrialRecord], summaries: Sequence[ArmSummary]) -> Table:
     """Seconds by phase of all trials of each arm, and what else they used."""
     named = ("arm", "data", "train", "evaluate", "checkpoint", "idle", "volumes/s", "operations", "memory", "energy")

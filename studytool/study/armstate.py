@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from studytool.errors import StudytoolError
 from studytool.results import Outcome, TrialRecord
 from studytool.spec import Arm, StudySpec
 from studytool.study.search import ArmSearch
@@ -28,6 +27,8 @@ class ArmState:
         self.waiting: list[tuple[int, dict[str, object]]] = []
         records = [r for r in records if r.arm == arm.name]
         for record in (r for r in records if r.phase == "search"):
+            while self.search.proposed < record.number:
+                self._propose_again(records)
             self._replay(record)
         self.search_started = self.search.proposed
         self.search_planned = max(self.search_planned, self.search_started)
@@ -118,11 +119,6 @@ class ArmState:
     def _replay(self, record: TrialRecord) -> None:
         parameters = {name: record.parameters[name] for name in self._tuned}
         number = self.search.reopen(parameters)
-        if number != record.number:
-            raise StudytoolError(
-                f"{record.arm}: the ledger has search trial {record.number} but not trial {number}; put its folder "
-                "back from a backup, or give the study another name"
-            )
         pruned = [self.search.report(number, result) for result in record.epochs]
         if pruned and pruned[-1]:
             self.pruned_in_replay.add(number)
@@ -134,6 +130,23 @@ class ArmState:
             self.interrupted.append((number, parameters))
         else:
             self.waiting.append((number, parameters))
+
+    def _propose_again(self, records: Sequence[TrialRecord]) -> None:
+        """Take up a search trial whose folder was removed, so that it is run again.
+
+        It has the configuration of those that took its result or confirmed it, if there are any, else the proposal
+        that follows from the trials before it: the same as then, if these had all ended by then.
+        """
+        gone = self.search.proposed
+        heirs = (r for r in records if gone in (r.source, r.same_as))
+        heir = next(heirs, None)
+        if heir is None:
+            number, parameters = self.search.propose()
+        else:
+            parameters = {name: heir.parameters[name] for name in self._tuned}
+            number = self.search.reopen(parameters)
+        self.hold(number, parameters)
+        self.interrupted.append((number, parameters))
 
     def _value(self, record: TrialRecord) -> float:
         assert record.last is not None

@@ -86,6 +86,13 @@ class Director:
         return confirms or any(s.interrupted for s in self._arms)
 
     @property
+    def backbones(self) -> tuple[str, ...]:
+        """The networks that are compared, each once."""
+        arms = (state.arm for state in self._arms)
+        trials = (self._spec.trial(arm, {}, phase="search", number=0, seed=self._spec.seed) for arm in arms)
+        return tuple(dict.fromkeys(trial.model.backbone for trial in trials))
+
+    @property
     def trials_left(self) -> dict[str, int]:
         """How many trials of each phase have not ended, running ones among them."""
         return {
@@ -124,13 +131,10 @@ class Director:
         if not self.budget.allows(running=self._running):
             return None
         trial = self._again.pop(0) if self._again else self._next_search() or self._next_confirm()
-        return None if trial is None else self._begin(trial)
+        return trial and self._begin(trial)
 
     def regroup(self, trial_ids: Sequence[str]) -> None:
-        """Take back running trials that were trained together with one that has ended: the rest goes on as it is.
-
-        That is no new attempt; `next_trials` gives them first.
-        """
+        """Let those still running of trials trained together go on as the same attempt, once one of them has ended."""
         left = tuple(self._running[trial_id] for trial_id in trial_ids if trial_id in self._running)
         if self.budget.used_up:
             for trial in left:
@@ -150,10 +154,9 @@ class Director:
         return trains_a_head(trial) and not self._deaths[trial.trial_id] and not self.needs_room(trial.trial_id)
 
     def _beside(self, first: TrialSpec) -> Iterator[TrialSpec]:
-        """What waits and may be trained together with a trial that has begun.
+        """What waits and may be trained together with a trial, in order, up to the first that may not.
 
-        They are taken in the order in which they would come one by one, up to the first that does not fit: whom a trial
-        is compared with when it is pruned stays the same.
+        So whom a trial is compared with when it is pruned stays the same as one by one.
         """
         state = self._by_name[first.arm]
         if first.phase == "search":
@@ -201,26 +204,22 @@ class Director:
         assert record is not None
         if result.epoch <= len(record.epochs):
             return self._draw_consequence(trial, record, result)
-        if device is not None and record.device != device:
-            self._ledger.put(replace(record, device=device))
         value = result.val.metric(self._spec.metric.name)
         if not math.isfinite(value):
             message = f"epoch {result.epoch}: {self._spec.metric.name} is {value}: it cannot be compared"
             self._end(trial, Outcome.FAILED, message)
             return True
-        record = self._ledger.add_epoch(trial_id, result)
+        pruned = trial.phase == "search" and self._by_name[trial.arm].search.report(trial.number, result)
+        outcome = Outcome.COMPLETE if result.is_last else Outcome.PRUNED if pruned else None
+        record = self._ledger.add_epoch(trial_id, result, device, outcome)
         for observer in self._observers:
             observer.epoch_ended(record, result)
-        state = self._by_name[trial.arm]
-        pruned = trial.phase == "search" and state.search.report(trial.number, result)
-        if result.is_last:
-            self._end(trial, Outcome.COMPLETE)
-        elif pruned:
-            self._end(trial, Outcome.PRUNED)
+        if outcome is not None:
+            self._ended(trial, record)
         elif not self.budget.allows(trial_id, running=self._running):
             self._set_aside(trial)
             return True
-        return result.is_last or pruned
+        return outcome is not None
 
     def _set_aside(self, trial: TrialSpec) -> None:
         del self._running[trial.trial_id]
@@ -280,9 +279,11 @@ class Director:
         return True
 
     def _end(self, trial: TrialSpec, outcome: Outcome, message: str = "") -> None:
+        self._ended(trial, self._ledger.end(trial.trial_id, outcome, message))
+
+    def _ended(self, trial: TrialSpec, record: TrialRecord) -> None:
         del self._running[trial.trial_id]
         state = self._by_name[trial.arm]
-        record = self._ledger.end(trial.trial_id, outcome, message)
         state.ended(record)
         for observer in self._observers:
             observer.trial_ended(record)

@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import uuid
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -23,13 +24,15 @@ from typing import IO, Any
 
 from studytool.errors import StudytoolError
 from studytool.files import disk_full_explained, write_json
-from studytool.results import EpochResult, Outcome, TrialRecord, to_dict, trial_from_dict
+from studytool.results import DeviceInfo, EpochResult, Outcome, TrialRecord, to_dict, trial_from_dict
 from studytool.settings import HANDLING
 from studytool.spec import StudySpec
 from studytool.study.extending import first_forbidden_change
 from studytool.study.storage import HEAVY, Lease, Storage
 
 FORMAT = 1
+LOCK = ".lock"
+"""Held by the process that runs the study; the file stays, and tells one folder from another of the same name."""
 
 
 class Ledger:
@@ -55,12 +58,20 @@ class Ledger:
                 self._lease = Lease(spec.storage_address)
                 self.storage = Storage(spec.storage_address, self.folder)
                 self.storage.pull(without=HEAVY)
-            header = self._open_header(_what_results_depend_on(spec, data_fingerprint))
-            self.uid: str = header["uid"]
+            self._header = self._open_header(_what_results_depend_on(spec, data_fingerprint))
+            self.uid: str = self._header["uid"]
             _refuse_lost_records(self.folder)
             for path in _record_files(self.folder):
                 record = _read_record(path)
                 self._records[record.trial_id] = record
+            if self._header.get("begun") and not self._records:
+                raise StudytoolError(
+                    f"{self.folder / 'trials'}: holds no trial, although the study had begun; put the folder back from "
+                    "a backup, or begin the study anew with --new"
+                )
+            self.notes += tuple(
+                f"{arm}: search trial {number} is gone; it is run again" for arm, number in gaps(self.records)
+            )
         except BaseException:
             self.close()
             raise
@@ -88,25 +99,43 @@ class Ledger:
         """Write a record, whole; it replaces the one with the same trial id."""
         self._write(f"trials/{record.trial_id}/record.json", to_dict(record))
         self._records[record.trial_id] = record
+        if not self._header.get("begun"):  # from now on a study without trials is one that has lost them
+            self._header = {**self._header, "begun": True}
+            self._write("study.json", self._header)
         return record
 
-    def add_epoch(self, trial_id: str, result: EpochResult) -> TrialRecord:
-        """Append an epoch to a trial's record."""
+    def note(self, record: TrialRecord) -> None:
+        """Keep a record that is written with the trial's next change: for what could be found out again."""
+        self._records[record.trial_id] = record
+
+    def add_epoch(
+        self, trial_id: str, result: EpochResult, device: DeviceInfo | None = None, outcome: Outcome | None = None
+    ) -> TrialRecord:
+        """Append an epoch to a trial's record, in one write with the device and, if the trial ends with it, how."""
         record = self._records[trial_id]
-        return self.put(replace(record, epochs=(*record.epochs, result)))
+        record = replace(record, epochs=(*record.epochs, result), device=device or record.device)
+        return self.put(record if outcome is None else self._ended(record, outcome))
 
     def end(self, trial_id: str, outcome: Outcome, message: str = "") -> TrialRecord:
         """Set how a trial ended; a complete one is held by the checksum of its weights."""
-        record = replace(self._records[trial_id], outcome=outcome, message=message)
-        if outcome is Outcome.COMPLETE:
-            if self.storage is not None:
-                self.storage.fetch(f"trials/{trial_id}/best.json")
-            record = replace(record, checkpoint_sha256=_checksum_of_weights(self.trial_folder(trial_id)))
-        return self.put(record)
+        return self.put(self._ended(self._records[trial_id], outcome, message))
+
+    def _ended(self, record: TrialRecord, outcome: Outcome, message: str = "") -> TrialRecord:
+        record = replace(record, outcome=outcome, message=message)
+        if outcome is not Outcome.COMPLETE:
+            return record
+        if self.storage is not None:
+            self.storage.fetch(f"trials/{record.trial_id}/best.json")
+        return replace(record, checkpoint_sha256=_checksum_of_weights(self.trial_folder(record.trial_id)))
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
         if self._lease is not None:
             self._lease.check()
+        if not _is_lock_of(self.folder, self._lock):
+            raise StudytoolError(
+                f"{self.folder}: was moved, removed or replaced while the study ran; what it has found until now is "
+                "where the folder is; put it back, and the same command goes on"
+            )
         _write(self.folder / name, content)
         if self.storage is not None:
             self.storage.push(name)
@@ -128,11 +157,10 @@ class Ledger:
                 f"{path}: format {header.get('format')} is not known to this version, which writes {FORMAT}; "
                 "update studytool"
             )
-        self._take_up(path, header, settings)
-        return header
+        return self._take_up(path, header, settings)
 
-    def _take_up(self, path: Path, header: dict[str, Any], settings: dict[str, Any]) -> None:
-        """Hold the settings of a study that is there already against those it is run with now."""
+    def _take_up(self, path: Path, header: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+        """Hold the settings of a study that is there already against those it is run with now; its new header."""
         unknown = sorted({*header["settings"]} - {*settings})
         if unknown:
             raise StudytoolError(
@@ -156,8 +184,10 @@ class Ledger:
                 "the search space is wider than before: older trials count, further ones are drawn from the whole of it"
                 " (search.trials_per_arm says how many there are in all)"
             )
-            self._write(path.name, {**header, "settings": settings})
+            header = {**header, "settings": settings}
+            self._write(path.name, header)
         self.notes = tuple(notes)
+        return header
 
 
 def set_aside(spec: StudySpec) -> Path | None:
@@ -185,6 +215,15 @@ def set_aside(spec: StudySpec) -> Path | None:
             folder.mkdir(mode=0o700)
             (aside / "mlflow").rename(folder / "mlflow")
     return aside
+
+
+def gaps(records: Sequence[TrialRecord]) -> list[tuple[str, int]]:
+    """Search trials, as arm and number, whose folders were removed although later ones of their arm are there."""
+    there: dict[str, set[int]] = {}
+    for record in records:
+        if record.phase == "search":
+            there.setdefault(record.arm, set()).add(record.number)
+    return [(arm, number) for arm, numbers in there.items() for number in range(max(numbers)) if number not in numbers]
 
 
 def read_records(folder: Path) -> tuple[TrialRecord, ...]:
@@ -288,10 +327,20 @@ def _digest(content: dict[str, Any]) -> str:
 
 def take_lock(folder: Path) -> IO[str]:
     """Hold a study's folder until the file is closed (StudytoolError: another process of this machine holds it)."""
-    handle = (folder / ".lock").open("w")
+    while True:
+        handle = (folder / LOCK).open("w")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            handle.close()
+            raise StudytoolError(f"{folder}: this study is already running in another process") from error
+        if _is_lock_of(folder, handle):
+            return handle
+        handle.close()  # the folder was put aside in this moment
+
+
+def _is_lock_of(folder: Path, handle: IO[str]) -> bool:
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        handle.close()
-        raise StudytoolError(f"{folder}: this study is already running in another process") from error
-    return handle
+        return os.path.samestat(os.fstat(handle.fileno()), (folder / LOCK).stat())
+    except FileNotFoundError:
+        return False

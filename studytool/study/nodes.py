@@ -1,4 +1,4 @@
-"""Asking every node of a running Ray cluster something: beside study.tuning the only module that imports Ray."""
+"""The Ray that trials run on, our own or a cluster, and its nodes; beside study.tuning no other module imports Ray."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from studytool.study import rayenvironment  # noqa: F401 - first of all, since Ray reads it as it is imported
@@ -20,6 +22,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from studytool.errors import StudytoolError
 from studytool.settings import ResourceSettings
+from studytool.study.guardian import end_helpers, guarded_folder, mark
+from studytool.study.signals import sheltered
 from studytool.study.slots import Node, Slots, count_slots
 
 PATIENCE_SECONDS = 120.0
@@ -63,6 +67,53 @@ def ask_every_node(address: str, question: Callable[..., Any], *arguments: Any) 
         }
         ray.wait(list(calls.values()), num_returns=len(calls), timeout=PATIENCE_SECONDS)
         return tuple(_read(str(node["NodeManagerAddress"]), calls[node["NodeID"]], begin) for node in nodes)
+
+
+@contextmanager
+def ray_session(address: str | None = None) -> Iterator[Path]:
+    """A Ray of our own on this machine, or the running cluster at `address`, and a folder for what Ray Tune writes.
+
+    Of our own nothing stays behind; a cluster that was joined runs on.
+
+    Raises:
+        StudytoolError: there is no cluster at the address, or it does not let us in; or our own does not start.
+    """
+    if address is not None:
+        with TemporaryDirectory(prefix="tune-", ignore_cleanup_errors=True) as name, joined(address):
+            yield Path(name)
+        return
+    with guarded_folder() as folder:
+        try:
+            _start_ray(folder)
+            yield folder
+        finally:
+            # Ray asks each of its processes to end and waits a second for it; these have nothing to put in order.
+            end_helpers(folder, but=("raylet", "gcs_server"))
+            ray.shutdown()
+
+
+def _start_ray(folder: Path) -> None:
+    """Start a Ray of our own; a busy machine gets three chances, as Ray waits for its processes for 30 s only."""
+    for chances in (2, 1, 0):
+        try:
+            with mark(folder), sheltered():
+                ray.init(
+                    address="local",
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                    _temp_dir=str(folder),
+                )
+            return
+        except Exception as error:  # Ray has no class for it
+            ray.shutdown()
+            end_helpers(folder, but=())
+            if not chances:
+                line = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise StudytoolError(
+                    f"Ray does not start on this machine ({line[:200]}); where it is only busy, give the same command "
+                    "again later, it goes on where the study stopped"
+                ) from error
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from studytool.results import EpochResult, Outcome, TrialRecord
@@ -20,24 +21,35 @@ class TellTracker(Observer):
     def __init__(self, tracker: Tracker, ledger: Ledger) -> None:
         self._tracker = tracker
         self._ledger = ledger
-        self._runs: dict[str, str] = {}
 
     def trial_started(self, trial: TrialSpec, record: TrialRecord) -> None:
-        """Begin the trial's run, or take it up."""
-        run = self._runs[record.trial_id] = self._tracker.open_trial(trial, record.config_hash)
-        if run not in (record.trial_id, record.mlflow_run):
-            self._ledger.put(replace(record, mlflow_run=run))
+        """Begin the trial's run, or take it up; the store answers while the trial trains."""
+        self._tracker.open_trial(trial, record.config_hash)
 
     def epoch_ended(self, record: TrialRecord, result: EpochResult) -> None:
         """One point of every curve."""
-        self._tracker.log_epoch(self._runs[record.trial_id], result)
+        keep_run_ids(self._tracker, self._ledger, [record])
+        self._tracker.log_epoch(record.trial_id, result)
 
     def trial_ended(self, record: TrialRecord) -> None:
         """End the run; that of a failed trial gets its log."""
-        run = self._runs.pop(record.trial_id)
+        keep_run_ids(self._tracker, self._ledger, [record])
         if record.outcome is Outcome.FAILED:
-            self._tracker.log_file(run, self._ledger.trial_folder(record.trial_id) / LOG)
-        self._tracker.close_trial(run, record)
+            self._tracker.log_file(record.trial_id, self._ledger.trial_folder(record.trial_id) / LOG)
+        self._tracker.close_trial(record.trial_id, record)
+
+
+def keep_run_ids(tracker: Tracker, ledger: Ledger, records: Iterable[TrialRecord]) -> None:
+    """Put the ids of the trials' MLflow runs into the ledger that it lacks, as MLflow's answer may come late.
+
+    Or that have changed, as the runs were written anew into a store that had been lost.
+    """
+    for record in records:
+        run, known = tracker.run_id(record.trial_id), ledger.get(record.trial_id)
+        if run is None or known is None or run == known.mlflow_run:
+            continue
+        keep = ledger.note if known.outcome is None else ledger.put
+        keep(replace(known, mlflow_run=run))
 
 
 class Housekeeping(Observer):

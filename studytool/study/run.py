@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from studytool.data.damage import damaged_shards, leave_out
 from studytool.data.leakage import check_leakage
 from studytool.data.remote_copy import local_copy
 from studytool.data.shards import Dataset, Manifest, open_dataset, read_manifest
-from studytool.errors import DataError, WeightsError
+from studytool.errors import DataError, StudytoolError, WeightsError
 from studytool.files import write_text
 from studytool.models.weights import fetch_checkpoint, missing_weights
 from studytool.remote import is_remote
@@ -30,8 +30,8 @@ from studytool.study.director import Director
 from studytool.study.environment import describe_environment
 from studytool.study.events import Observer
 from studytool.study.folder import keep_study
-from studytool.study.ledger import Ledger, set_aside
-from studytool.study.observers import Housekeeping, TellTracker, TrialLogs
+from studytool.study.ledger import Ledger, set_aside, take_lock
+from studytool.study.observers import Housekeeping, TellTracker, TrialLogs, keep_run_ids
 from studytool.study.plan import plan_study
 from studytool.study.plantext import total_lines
 from studytool.study.progress import Progress, say
@@ -89,10 +89,10 @@ def run_study(
         spec, folder, damage = _without_damage(spec, folder, damaged, console)
         dataset = open_dataset(folder, spec.data.split)
         notes = (*damage, *check_leakage(dataset).notes)
-        with (
-            closing(Ledger(spec, dataset.fingerprint)) as ledger,
-            Tracker(spec.tracking.uri, spec, uid=ledger.uid) as tracker,
-        ):
+        with closing(Ledger(spec, dataset.fingerprint)) as ledger, ExitStack() as after:
+            tracker = Tracker(spec.tracking.uri, spec, uid=ledger.uid)
+            after.callback(lambda: keep_run_ids(tracker, ledger, ledger.records))  # once all is written
+            after.enter_context(tracker)
             for note in ledger.notes:
                 say(console, note)
             environment = describe_environment(sys.argv)
@@ -103,9 +103,7 @@ def run_study(
             tracker.catch_up(ledger.records)
             if estimate and address is None:  # it is measured on this machine, which may have no GPU
                 _say_estimate(spec, console)
-            ended_by = _run_trials(
-                spec, ledger, tracker, dataset.fingerprint, console, signals, verbose=verbose, address=address
-            )
+            ended_by = _run_trials(spec, ledger, tracker, dataset, console, signals, verbose=verbose, address=address)
             return _close(spec, ledger, tracker, ended_by, console, dataset, notes)
 
 
@@ -133,7 +131,8 @@ def _without_damage(
         return spec, folder, ()
     spec.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     rest = spec.folder.absolute() / "data-without-damage"
-    leave_out(folder, read_manifest(folder), damaged, rest)
+    with take_lock(spec.folder):  # else what another process trains on would be made anew under it
+        leave_out(folder, read_manifest(folder), damaged, rest)
     note = f"left out as damaged: {_count_damage(damaged, folder)}, the first of them {damaged[0]}"
     say(console, note)
     return spec.model_copy(update={"data": spec.data.model_copy(update={"path": str(rest)})}), rest, (note,)
@@ -200,11 +199,30 @@ def _check_weights(spec: StudySpec) -> None:
             raise WeightsError(message)
 
 
+def check_inputs(spec: StudySpec, dataset: Dataset) -> None:
+    """Check that weights and data are still those that the study began with.
+
+    Raises:
+        StudytoolError: which is not, and that the study may go on when it is back.
+    """
+    try:
+        _check_weights(spec)
+        damaged = damaged_shards(dataset.folder, dataset.manifest, notes=cache_folder("checked"))
+        if damaged:
+            raise DataError(f"{dataset.folder / damaged[0]}: missing or damaged")
+        if open_dataset(dataset.folder, spec.data.split).fingerprint != dataset.fingerprint:
+            raise DataError(f"{dataset.folder}: other data than the study began with")
+    except StudytoolError as error:
+        raise StudytoolError(
+            f"{error}; the study stopped and lost nothing: put right what its trials need, and the same command goes on"
+        ) from error
+
+
 def _run_trials(
     spec: StudySpec,
     ledger: Ledger,
     tracker: Tracker,
-    fingerprint: str,
+    dataset: Dataset,
     console: Console,
     signals: Signals,
     *,
@@ -212,12 +230,12 @@ def _run_trials(
     address: str | None,
 ) -> str | None:
     """Run what is missing; the name of the signal that ended it early, or None."""
-    from studytool.study.nodes import slots_on_cluster
-    from studytool.study.tuning import plan_slots, ray_session, run_trials
+    from studytool.study.nodes import ray_session, slots_on_cluster
+    from studytool.study.tuning import plan_slots, run_trials
 
     # The log first: of a trial that failed it is uploaded.
     observers: list[Observer] = [TrialLogs(ledger), TellTracker(tracker, ledger), Housekeeping(ledger)]
-    director = Director(spec, ledger, fingerprint, observers)
+    director = Director(spec, ledger, dataset.fingerprint, observers)
     if director.finished:
         director.announce_decided()
         return BUDGET if director.stopped_by_budget else None
@@ -246,6 +264,7 @@ def _run_trials(
                     slots,
                     scratch=scratch,
                     signals=signals,
+                    check_inputs=partial(check_inputs, spec, dataset),
                     slots_now=slots_now,
                     storage_address=spec.storage_address,
                 )

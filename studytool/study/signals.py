@@ -1,9 +1,10 @@
-"""Ctrl-C, SIGTERM and SIGUSR1 end a run in good order; a second one ends it at once."""
+"""Ctrl-C, SIGTERM, SIGUSR1 and a closed terminal end a run in good order; a second signal ends it at once."""
 
 from __future__ import annotations
 
 import os
 import signal
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -11,8 +12,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
-SIGNAL_EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 75}
-"""75 asks batch systems that announce a time limit by SIGUSR1 to queue the job again."""
+SIGNAL_EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 75, "SIGHUP": 129}
+"""75 asks batch systems that announce a time limit by SIGUSR1 to queue the job again; SIGHUP: the terminal is gone."""
 LAST_SECONDS = 14.0
 """After a signal the process is gone within so long, even if something it waits for does not answer."""
 _SAME_SECONDS = 0.5
@@ -50,6 +51,8 @@ class Signals:
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.getsignal(number) for number in _numbers()}
+            if self._previous[signal.SIGHUP] == signal.SIG_IGN:
+                del self._previous[signal.SIGHUP]  # `nohup`: the study goes on without its terminal
             self.watch()
         return self
 
@@ -83,6 +86,8 @@ class Signals:
         if self.caught is not None:
             _leave(code, f"stopped at once by a second signal, {name}")
         self.caught, self._came = name, now
+        if name == "SIGHUP":
+            _write_nowhere()
         words = f"ended by {name}; what it waited for did not answer within {self._last_seconds:g} s"
         self._last_call = threading.Timer(self._last_seconds, _leave, [code, words])
         self._last_call.daemon = True
@@ -101,6 +106,14 @@ def sheltered() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _write_nowhere() -> None:
+    """Nobody reads what is written to a closed terminal, and the attempt would be an error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        if stat.S_ISCHR(os.fstat(stream).st_mode):  # a closed terminal no longer says that it is one
+            os.dup2(nowhere, stream)
 
 
 def _leave(code: int, words: str) -> NoReturn:

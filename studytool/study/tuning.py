@@ -1,4 +1,4 @@
-"""Running a study's trials through Ray Tune: beside study.nodes the only module that imports Ray.
+"""Running a study's trials through Ray Tune, with study.worker in the processes that train.
 
 Ray Tune starts, feeds and restarts the workers; it decides nothing. Its searcher asks the director for the next trial,
 its stopper hands every epoch to the director, its callback tells of failures. Ray's own state on disk is disposable:
@@ -7,16 +7,13 @@ trials resume from their own checkpoints, studies from the ledger.
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from studytool.study import rayenvironment  # noqa: F401 - first of all, since Ray reads it as it is imported
@@ -32,44 +29,13 @@ from studytool.results import DeviceInfo, EpochResult, epoch_from_dict
 from studytool.settings import ResourceSettings
 from studytool.study.director import Director
 from studytool.study.events import Cause
-from studytool.study.guardian import end_helpers, guarded_folder, mark
-from studytool.study.nodes import count_lost, joined, nodes_there
-from studytool.study.signals import Signals, sheltered
+from studytool.study.nodes import count_lost, nodes_there
+from studytool.study.signals import Signals
 from studytool.study.slots import Slots, share_out, share_out_over
-from studytool.study.worker import DISK_FULL, Walk
+from studytool.study.worker import DISK_FULL, Worker
 from studytool.training.memory import processes_killed_for_memory
 
 Answer = TypeVar("Answer")
-
-
-@contextmanager
-def ray_session(address: str | None = None) -> Iterator[Path]:
-    """A Ray of our own on this machine, or the running cluster at `address`, and a folder for what Ray Tune writes.
-
-    Of our own nothing stays behind; a cluster that was joined runs on.
-
-    Raises:
-        StudytoolError: there is no cluster at the address, or it does not let us in.
-    """
-    if address is not None:
-        with TemporaryDirectory(prefix="tune-", ignore_cleanup_errors=True) as name, joined(address):
-            yield Path(name)
-        return
-    with guarded_folder() as folder:
-        try:
-            with mark(folder), sheltered():
-                ray.init(
-                    address="local",
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level="ERROR",
-                    _temp_dir=str(folder),
-                )
-            yield folder
-        finally:
-            # Ray asks each of its processes to end and waits a second for it; these have nothing to put in order.
-            end_helpers(folder, but=("raylet", "gcs_server"))
-            ray.shutdown()
 
 
 def plan_slots(resources: ResourceSettings, *, on_cluster: bool = False) -> Slots:
@@ -91,6 +57,7 @@ def run_trials(
     *,
     scratch: Path,
     signals: Signals,
+    check_inputs: Callable[[], None],
     slots_now: Callable[[], Slots] | None = None,
     storage_address: str | None = None,
 ) -> str | None:
@@ -102,6 +69,7 @@ def run_trials(
         slots: how many trials at once, and what each holds.
         scratch: a folder for what Ray Tune writes, which nobody reads.
         signals: those that end the run.
+        check_inputs: raises a StudytoolError if what every trial needs is no longer there: no trial's fault.
         slots_now: on a cluster, whose nodes come and go, says how many trials at once; each holds what `slots` says.
         storage_address: where the workers put their checkpoints instead of `folder_of`.
 
@@ -114,10 +82,12 @@ def run_trials(
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     # Else Ray begins one trial after the other, and a free slot waits for the first epoch of the one before.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(_MOST_PENDING)
-    bridge = _Bridge(director, folder_of, slots, signals, slots_now, storage_address)
+    # Else it writes all its trials down every ten seconds, longer and longer, up to a twentieth of the time.
+    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(_NEVER_SECONDS)
+    bridge = _Bridge(director, folder_of, slots, signals, check_inputs, slots_now, storage_address)
     try:
         tune.Tuner(
-            tune.with_resources(_Worker, _share),
+            tune.with_resources(Worker, _share),
             tune_config=tune.TuneConfig(search_alg=_AskDirector(bridge), num_samples=-1, reuse_actors=True),
             run_config=tune.RunConfig(
                 name="study",
@@ -139,7 +109,9 @@ def run_trials(
 
 
 _MOST_PENDING = 10_000  # `_Bridge.ask` says how many trials there are at once, not Ray Tune
+_NEVER_SECONDS = 1_000_000_000
 _LOOK_AT_NODES_SECONDS = 1.0
+_OTHERS_START_WITHIN_SECONDS = 60.0
 
 
 class _Stop(BaseException):
@@ -151,41 +123,6 @@ class _Stop(BaseException):
 
 def _share(config: dict[str, Any]) -> dict[str, float]:
     return {"cpu": config["holds_cpu"], "gpu": config["holds_gpu"]}
-
-
-class _Worker(tune.Trainable):
-    """A worker process that walks one task after another, an epoch per step; see `studytool.study.worker`."""
-
-    _walk: Walk | None = None
-
-    def setup(self, config: dict[str, Any]) -> None:
-        import torch
-
-        torch.set_num_threads(config["cpu"])
-        self.reset_config(config)
-        # Every trial ends with a collection, which need not walk through all that is imported each time.
-        gc.freeze()
-
-    def reset_config(self, config: dict[str, Any]) -> bool:
-        # A pruned trial stands at its last epoch and still holds its network.
-        self.cleanup()
-        self._walk = Walk(config["trials"], config["folders"], config["storage"], config["side_by_side"])
-        return True
-
-    def step(self) -> dict[str, Any]:
-        assert self._walk is not None
-        return self._walk.step()
-
-    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
-        """Ray saves a trial that it stops; ours has its own checkpoint, so there is nothing to add."""
-        return {}
-
-    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
-        """The trial has resumed from its own checkpoint already."""
-
-    def cleanup(self) -> None:
-        if self._walk is not None:
-            self._walk.close()
 
 
 _NOTICED_WITHIN_SECONDS = 10.0
@@ -201,6 +138,7 @@ class _Bridge:
         folder_of: Callable[[str], Path],
         slots: Slots,
         signals: Signals,
+        check_inputs: Callable[[], None],
         slots_now: Callable[[], Slots] | None,
         storage_address: str | None,
     ) -> None:
@@ -209,6 +147,12 @@ class _Bridge:
         self.slots = slots
         self.signals = signals
         self.packs: dict[str, tuple[str, ...]] = {}
+        self._check_inputs = check_inputs
+        # A worker that takes seconds to import what trials need does so before one begins and its clock runs.
+        self._workers_to_start = min(slots.count, sum(director.trials_left.values()))
+        self._starting: set[str] = set()
+        self._ready: set[str] = set()
+        self._first_ready = math.inf
         self._slots_now = slots_now
         self._storage_address = storage_address
         self._looked = time.monotonic()
@@ -230,8 +174,13 @@ class _Bridge:
         director, slots = self.director, self.slots
         if director.finished:
             return str(Searcher.FINISHED)
+        if self._workers_to_start:
+            self._workers_to_start -= 1
+            self._starting.add(ray_id)
+            return {"trials": None, "backbones": director.backbones, **self._share()}
         # A trial that ran out of memory is waited for, so that it gets the machine to itself.
-        if len(self.packs) >= slots.count or any(map(director.needs_room, director.running)):
+        taken = len(self.packs) + len(self._starting) + len(self._ready)
+        if taken >= slots.count or any(map(director.needs_room, director.running)):
             return None
         trials = self._guarded(director.next_trials)
         if not trials:
@@ -242,11 +191,30 @@ class _Bridge:
             "trials": [trial.model_dump_json() for trial in trials],
             "folders": [str(self.folder_of(trial.trial_id)) for trial in trials],
             "storage": self._storage_address,
+            **self._share(alone=alone),
+            # A whole GPU of its own is shared with nobody; cores of one machine share its memory and clock.
+            "side_by_side": 1 if alone else slots.side_by_side,
+        }
+
+    def _may_begin(self, ray_id: str) -> bool:
+        """Whether a worker that is ready may have a trial.
+
+        It waits for those that are still starting: Ray Tune would let it stand in for one of them, and end that one.
+        """
+        self._starting.discard(ray_id)
+        self._ready.add(ray_id)
+        self._first_ready = min(self._first_ready, time.monotonic())
+        if self._starting and time.monotonic() < self._first_ready + _OTHERS_START_WITHIN_SECONDS:
+            return False
+        self._ready.remove(ray_id)
+        return True
+
+    def _share(self, *, alone: bool = False) -> dict[str, float]:
+        slots = self.slots
+        return {
             "cpu": slots.cpu,
             "holds_cpu": slots.cpu * slots.on_one_node if alone else slots.cpu,
             "holds_gpu": max(1.0, slots.gpu) if alone and slots.gpu else slots.gpu,
-            # A whole GPU of its own is shared with nobody; cores of one machine share its memory and clock.
-            "side_by_side": 1 if alone else slots.side_by_side,
         }
 
     def _look_at_nodes(self) -> None:
@@ -254,10 +222,12 @@ class _Bridge:
             self.slots, self._looked = self._slots_now(), time.monotonic()
 
     def tell(self, ray_id: str, result: dict[str, Any]) -> bool:
-        """An epoch or the end of what runs together; whether Ray has to stop it.
+        """An epoch or the end of what runs together, or a worker that is ready; whether Ray has to stop it.
 
         Once one of several has ended, the others go on as a new trial of Ray's, from their checkpoints.
         """
+        if ray_id in self._starting | self._ready:
+            return self._may_begin(ray_id)
         if "failure" in result:
             for trial_id in self.packs.pop(ray_id):
                 self._failed(trial_id, result)
@@ -279,6 +249,10 @@ class _Bridge:
 
     def broke(self, ray_id: str, error: Exception | None) -> None:
         """A worker process died, or did not come up."""
+        if ray_id in self._starting | self._ready:
+            self._starting.discard(ray_id)  # if it happens again, a trial has it in its log
+            self._ready.discard(ray_id)
+            return
         details = str(error or "the worker ended without a word").strip()
         lines = details.splitlines()
         died = isinstance(error, ray.exceptions.RayActorError) and "creation task" not in lines[0]
@@ -308,6 +282,9 @@ class _Bridge:
         if failure["cause"] == DISK_FULL:
             raise _Stop(StudytoolError(failure["failure"]))
         message, cause, details = failure["failure"], Cause(failure["cause"]), failure["details"]
+        if cause in (Cause.TRIAL, Cause.WORKER):
+            # Else every trial of the study would fail one after the other while a disk is not mounted.
+            self._guarded(self._check_inputs)
         self._guarded(lambda: self.director.failed(trial_id, message, cause=cause, details=details))
 
     def _guarded(self, call: Callable[[], Answer]) -> Answer:

@@ -1,14 +1,21 @@
-"""What a worker process does, without Ray: the epochs of one trial, or of several that are trained together."""
+"""What runs in a process of Ray's: one trial after another, an epoch at a time; what breaks is told, not raised."""
 
 from __future__ import annotations
 
+import gc
 import json
+import time
 import traceback
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING, Any
+
+from studytool.study import rayenvironment  # noqa: F401 - first of all, since Ray reads it as it is imported
+
+# isort: split
+from ray import tune
 
 from studytool.errors import DiskFullError, StudytoolError
 from studytool.results import EpochResult, to_dict
@@ -18,40 +25,68 @@ from studytool.study.storage import Storage, fresh_workplace
 from studytool.training.memory import is_out_of_memory
 
 if TYPE_CHECKING:
+    from studytool.training.kept import Kept
     from studytool.training.together import Step
 
 DISK_FULL = "disk"
-"""What `Walk.step` gives as the cause, besides those of the director, where the study itself cannot go on."""
+_ASKED_AGAIN_SECONDS = 0.02
 
 
-class Walk:
-    """Trials (as JSON) on their way in `folders`, or in working copies of what they have at a `storage` address."""
+class Worker(tune.Trainable):
+    """Walks `train_trial` or `train_together`, one epoch per step; reused for one trial after another."""
 
-    def __init__(self, trials: Sequence[str], folders: Sequence[str], storage: str | None, side_by_side: int) -> None:
+    _steps: Generator[Step, None, None] | None = None
+    _workplaces: tuple[Storage, ...] = ()
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Import what trials need, and begin the first one, unless the process is only to be ready for one."""
+        import torch
+
+        from studytool.training.kept import Kept
+        from studytool.training.network import import_backbone
+
+        torch.set_num_threads(config["cpu"])
+        self._kept = Kept()
+        if config["trials"] is None:
+            for name in config["backbones"]:
+                import_backbone(name)
+        else:
+            self.reset_config(config)
+        # Every trial ends with a collection, which need not walk through all that is imported each time.
+        gc.freeze()
+
+    def reset_config(self, config: dict[str, Any]) -> bool:
+        """Begin another trial."""
         from studytool.training.device import choose_device, describe_device
 
-        specs = [TrialSpec.model_validate_json(trial) for trial in trials]
-        self._workplaces: tuple[Storage, ...] = ()
-        places = [Path(folder) for folder in folders]
-        if storage is not None:
-            self._workplaces = tuple(fresh_workplace(storage, spec.trial_id) for spec in specs)
-            places = [workplace.folder for workplace in self._workplaces]
-        self._steps = _steps(specs, places, side_by_side)
+        # A pruned trial stands at its last epoch and still holds its network.
+        self.cleanup()
+        trials = [TrialSpec.model_validate_json(trial) for trial in config["trials"]]
+        side_by_side = config["side_by_side"]
+        folders = [Path(folder) for folder in config["folders"]]
+        if config["storage"] is not None:
+            self._workplaces = tuple(fresh_workplace(config["storage"], trial.trial_id) for trial in trials)
+            folders = [workplace.folder for workplace in self._workplaces]
+        self._steps = _steps(trials, folders, side_by_side, self._kept)
         self._device = to_dict(describe_device(choose_device(None), side_by_side))
+        return True
 
     def step(self) -> dict[str, Any]:
-        """The next epoch: `results` and `failures` by trial id, as JSON, or the `failure` of all; and `done`."""
+        """Train an epoch; without a trial, say that the process is ready for one."""
         from studytool.training.checkpoint import LAST
         from studytool.training.predictions import PREDICTIONS
         from studytool.training.trained import RECORD, WEIGHTS
 
+        if self._steps is None:
+            time.sleep(_ASKED_AGAIN_SECONDS)
+            return {"ready": True}
         try:
             step = next(self._steps)
             for workplace in self._workplaces:
                 # In the order in which they are written: a trial stopped in between goes on as from a disk.
                 workplace.push(LAST, WEIGHTS, RECORD, PREDICTIONS)
         except Exception as error:
-            self.close()
+            self.cleanup()
             return {**_failure(error), "done": True}
         results = {trial_id: to_dict(result) for trial_id, result in step.items() if isinstance(result, EpochResult)}
         failures = {trial_id: _failure(error) for trial_id, error in step.items() if isinstance(error, Exception)}
@@ -62,22 +97,33 @@ class Walk:
             "done": all(result["is_last"] for result in results.values()),
         }
 
-    def close(self) -> None:
-        """Leave nothing in memory, nor of the working copies."""
-        self._steps.close()
+    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+        """Ray saves a trial that it stops; ours has its own checkpoint, so there is nothing to add."""
+        return {}
+
+    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+        """The trial has resumed from its own checkpoint already."""
+
+    def cleanup(self) -> None:
+        """Let go of the trial."""
+        if self._steps is not None:
+            self._steps.close()
         for workplace in self._workplaces:
             rmtree(workplace.folder, ignore_errors=True)
+        self._workplaces = ()
 
 
-def _steps(trials: Sequence[TrialSpec], folders: Sequence[Path], side_by_side: int) -> Generator[Step, None, None]:
+def _steps(
+    trials: Sequence[TrialSpec], folders: Sequence[Path], side_by_side: int, kept: Kept
+) -> Generator[Step, None, None]:
     """The epochs of one trial, or of several that are trained together."""
     from studytool.training.loop import train_trial
     from studytool.training.together import train_together
 
     if len(trials) > 1:
-        yield from train_together(trials, folders, trials_side_by_side=side_by_side)
+        yield from train_together(trials, folders, trials_side_by_side=side_by_side, kept=kept)
         return
-    with closing(train_trial(trials[0], folders[0], trials_side_by_side=side_by_side)) as epochs:
+    with closing(train_trial(trials[0], folders[0], trials_side_by_side=side_by_side, kept=kept)) as epochs:
         for result in epochs:
             yield {trials[0].trial_id: result}
 

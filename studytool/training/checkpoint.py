@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+import shutil
 import struct
 import zipfile
 import zlib
@@ -20,7 +21,7 @@ import torch
 from pydantic import ValidationError
 
 from studytool.errors import WeightsError
-from studytool.files import whole_file
+from studytool.files import disk_full_explained, whole_file
 from studytool.results import EpochResult, epoch_from_dict, to_dict
 from studytool.settings import HANDLING
 from studytool.spec import TrialSpec
@@ -60,6 +61,14 @@ def save_last(folder: Path, state: TrialState, trial: TrialSpec, data_fingerprin
         torch.save(content, temporary)
         if last.exists():
             last.replace(folder / PREVIOUS)
+
+
+def repeat_last(folder: Path) -> None:
+    """Make a copy of `last.pt` the generation before it; what the disk holds of the copy does not matter yet."""
+    copy = folder / f".{LAST}.copy.part"
+    with disk_full_explained(copy):
+        shutil.copyfile(folder / LAST, copy)
+    copy.replace(folder / PREVIOUS)
 
 
 def load_last(folder: Path, trial: TrialSpec, data_fingerprint: str) -> TrialState | None:

@@ -17,7 +17,7 @@ from studytool.models.adapt import StagedModel
 from studytool.results import EpochResult, Scores
 from studytool.spec import TrialSpec
 from studytool.training import trained
-from studytool.training.checkpoint import TrialState, save_last
+from studytool.training.checkpoint import TrialState, repeat_last, save_last
 from studytool.training.device import Precision
 from studytool.training.meter import CostMeter, Share
 from studytool.training.metrics import score
@@ -109,9 +109,9 @@ class Course:
                 trained.save_record(self._folder, replace(record, result=replace(selected, test=test)))
         last = replace(self.epochs[-1], test=test, is_last=True, cost=self._meter.total())
         finished = TrialState((*self.epochs[:-1], last), True, {}, {})
-        # Twice, so that the generation before it, too, holds the results and no longer the optimizer's large state.
-        for _generation in range(2):
-            save_last(self._folder, finished, self.trial, self._dataset.fingerprint)
+        save_last(self._folder, finished, self.trial, self._dataset.fingerprint)
+        # The generation before it, too, holds the results then, and no longer the optimizer's large state.
+        repeat_last(self._folder)
         self.epochs[-1] = last
         return last
 

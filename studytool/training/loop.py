@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from studytool.data.labels import training_rows
 from studytool.data.remote_copy import local_copy
-from studytool.data.shards import Dataset, open_dataset
+from studytool.data.shards import Dataset
 from studytool.models.anatomy import Activations
 from studytool.results import EpochResult, Scores
 from studytool.seeds import derive_seed
@@ -33,6 +33,7 @@ from studytool.training.device import (
 from studytool.training.evaluate import autocast, class_probabilities, convolutions
 from studytool.training.features import CachedFeed
 from studytool.training.inputs import Batches, Feed, part_of, shape_of
+from studytool.training.kept import Kept
 from studytool.training.loss import Loss, micro_batches
 from studytool.training.meter import CostMeter
 from studytool.training.network import build_network, import_backbone
@@ -45,7 +46,12 @@ CHECK_EVERY = 50
 
 
 def train_trial(
-    trial: TrialSpec, folder: Path, *, device: str | None = None, trials_side_by_side: int = 1
+    trial: TrialSpec,
+    folder: Path,
+    *,
+    device: str | None = None,
+    trials_side_by_side: int = 1,
+    kept: Kept | None = None,
 ) -> Generator[EpochResult, None, None]:
     """Train a trial epoch by epoch in `folder`, from where it was stopped, and yield every epoch's result.
 
@@ -58,6 +64,7 @@ def train_trial(
         folder: the trial's own; it gets `last.pt`, `best.safetensors` and `best.json`, each whole or not at all.
         device: "cpu", "cuda" or "cuda:N"; None takes a GPU where there is one.
         trials_side_by_side: how many trials share the device, for the cost.
+        kept: what earlier trials of this process have opened and built, and where this one keeps it for later ones.
 
     Raises:
         DataError: the dataset cannot be read, or lacks a split, class or labels, or does not fit the trial's input.
@@ -68,9 +75,10 @@ def train_trial(
     import_backbone(trial.model.backbone)
     meter = CostMeter(chosen, trials_side_by_side=trials_side_by_side)
     run: _Run | None = None
+    kept = kept or Kept(most_bytes=0)
     try:
         with meter.phase("data"):
-            dataset = open_dataset(local_copy(trial.data_path), trial.data_split)
+            dataset = kept.dataset(local_copy(trial.data_path), trial.data_split)
             check_data(trial, dataset)
             check_compiler(trial, chosen)
         with meter.phase("checkpoint"):
@@ -78,13 +86,13 @@ def train_trial(
         if state is not None and state.finished:
             yield from state.epochs
             return
-        run = _Run(trial, folder, dataset, chosen, meter)
+        run = _Run(trial, folder, dataset, chosen, meter, kept)
         if state is not None:
             run.course.resume(state)
         del state
         yield from run.results()
     finally:
-        # One process trains one trial after another: nothing of this one may stay.
+        # One process trains one trial after another: nothing of this one may stay, but for what is in `kept`.
         del run
         release_memory(chosen, compiled=trial.train.compile == "on")
 
@@ -93,7 +101,7 @@ class _Run:
     """A trial under way: the network, its optimizer, its data, its results so far."""
 
     def __init__(
-        self, trial: TrialSpec, folder: Path, dataset: Dataset, device: torch.device, meter: CostMeter
+        self, trial: TrialSpec, folder: Path, dataset: Dataset, device: torch.device, meter: CostMeter, kept: Kept
     ) -> None:
         self.trial = trial
         self.dataset = dataset
@@ -101,7 +109,7 @@ class _Run:
         self.meter = meter
         manifest = dataset.manifest
         with meter.phase("train"):
-            self.network = build_network(trial, dataset, device, meter)
+            self.network = build_network(trial, dataset, device, meter, kept)
             self.model = self.network.model
             rows = training_rows(dataset, trial.input, trial.seed)
             self.train_feed = self._feed(rows, training=True)

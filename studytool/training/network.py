@@ -10,10 +10,10 @@ from studytool import registry
 from studytool.data.shards import Dataset
 from studytool.models.adapt import StagedModel
 from studytool.models.backbones import find_backbone
-from studytool.models.build import build_model
 from studytool.spec import TrialSpec
 from studytool.training.device import Precision, choose_memory_format, choose_precision
 from studytool.training.features import FeatureCache, find_cut
+from studytool.training.kept import Kept
 from studytool.training.meter import CostMeter
 
 
@@ -28,14 +28,20 @@ class Network:
 
 
 def build_network(
-    trial: TrialSpec, dataset: Dataset, device: torch.device, meter: CostMeter, *, however_cheap: bool = False
+    trial: TrialSpec,
+    dataset: Dataset,
+    device: torch.device,
+    meter: CostMeter,
+    kept: Kept,
+    *,
+    however_cheap: bool = False,
 ) -> Network:
     """Build the network of a trial on a dataset; see `build_model` for the errors.
 
     With `however_cheap` there is a cache also where computing the frozen part is quicker than reading its activations.
     """
     manifest = dataset.manifest
-    model = build_model(
+    model = kept.network(
         trial.model, num_classes=len(manifest.classes), volume_shape_dhw=manifest.shape_dhw, seed=trial.seed
     )
     memory_format = choose_memory_format(trial.train.channels_last, model)

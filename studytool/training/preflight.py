@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+from weakref import WeakSet
 
 import torch
 
@@ -46,8 +47,14 @@ def check_data(trial: TrialSpec, dataset: Dataset) -> None:
             f"{classes[occurring['val'].pop()]}; split the data anew, or choose another metric"
         )
     training_rows(dataset, trial.input, trial.seed)
-    check_leakage(dataset)
+    if dataset not in _WITHOUT_LEAK:
+        check_leakage(dataset)
+        _WITHOUT_LEAK.add(dataset)
     _check_volumes(trial, dataset)
+
+
+_WITHOUT_LEAK: WeakSet[Dataset] = WeakSet()
+"""Opened datasets that were held against leaks already: a process trains many trials on one."""
 
 
 def _check_volumes(trial: TrialSpec, dataset: Dataset) -> None:

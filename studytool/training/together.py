@@ -17,7 +17,6 @@ from torch import nn
 
 from studytool.data.labels import Rows, training_rows
 from studytool.data.remote_copy import local_copy
-from studytool.data.shards import open_dataset
 from studytool.data.stream import epoch_order
 from studytool.errors import StudytoolError, TrainingError, WeightsError
 from studytool.models.adapt import POOL, StagedModel, make_head
@@ -29,6 +28,7 @@ from studytool.training.course import Course
 from studytool.training.device import choose_device, release_memory
 from studytool.training.evaluate import class_probabilities
 from studytool.training.inputs import view_of_epoch
+from studytool.training.kept import Kept
 from studytool.training.loss import Loss
 from studytool.training.meter import CostMeter, Phase, Share, settle
 from studytool.training.network import Network, build_network, import_backbone
@@ -44,7 +44,12 @@ Step = dict[str, EpochResult | StudytoolError]
 
 
 def train_together(
-    trials: Sequence[TrialSpec], folders: Sequence[Path], *, device: str | None = None, trials_side_by_side: int = 1
+    trials: Sequence[TrialSpec],
+    folders: Sequence[Path],
+    *,
+    device: str | None = None,
+    trials_side_by_side: int = 1,
+    kept: Kept | None = None,
 ) -> Generator[Step, None, None]:
     """Train trials that may be trained together (see `may_train_together`), one epoch of all of them per step.
 
@@ -64,7 +69,7 @@ def train_together(
     pack: _Pack | None = None
     try:
         members = [_Member(trial, folder, Share(meter)) for trial, folder in zip(trials, folders, strict=True)]
-        pack = _Pack(members, chosen, meter)
+        pack = _Pack(members, chosen, meter, kept or Kept(most_bytes=0))
         for epoch in range(1, trials[0].train.max_epochs + 1):
             yield pack.step(epoch)
     finally:
@@ -102,7 +107,8 @@ class _Member:
 class _Pack:
     """The trials under way: what they have in common, and the steps that they take together."""
 
-    def __init__(self, members: Sequence[_Member], device: torch.device, meter: CostMeter) -> None:
+    def __init__(self, members: Sequence[_Member], device: torch.device, meter: CostMeter, kept: Kept) -> None:
+        self._kept = kept
         self._members = members
         self._device = device
         self._meter = meter
@@ -110,7 +116,7 @@ class _Pack:
         self._held: dict[tuple[int, bytes], tuple[int | None, torch.Tensor, float]] = {}
         first = members[0].trial
         with meter.phase("data"):
-            self._dataset = open_dataset(local_copy(first.data_path), first.data_split)
+            self._dataset = kept.dataset(local_copy(first.data_path), first.data_split)
             check_data(first, self._dataset)
         states = [self._take_up(member) for member in members]
         settle(meter, [member.share for member in members if member.training])
@@ -161,7 +167,7 @@ class _Pack:
             report = network.model.load_report
             if seed == trial.seed or (report.file and not report.missing):
                 return network
-        network = build_network(trial, self._dataset, self._device, self._meter, however_cheap=True)
+        network = build_network(trial, self._dataset, self._device, self._meter, self._kept, however_cheap=True)
         assert network.cache is not None
         assert network.cache.cut.after == POOL
         self._networks[trial.seed] = network

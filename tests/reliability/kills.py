@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from whole_study import STEPS_PER_EPOCH, TINY, Study
@@ -174,7 +175,8 @@ def _check_kept(study: Study) -> None:
         return
     now = {t: r for t, r in study.records.items() if r.outcome is not None}
     for trial_id, record in _ENDED.get(study.folder, {}).items():
-        if now.get(trial_id) != record:
+        # Only MLflow's name for its run may come later.
+        if trial_id not in now or record not in (now[trial_id], replace(now[trial_id], mlflow_run="")):
             raise BrokenPromiseError(f"{study.folder}: {trial_id} had ended, and did so again or was dropped")
     _ENDED[study.folder] = now
 

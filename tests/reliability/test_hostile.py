@@ -20,6 +20,8 @@ import pytest
 import torch
 
 MOST_BYTES = 512 * 1024 * 1024
+MOST_CPU_SECONDS = 5
+"""The kernel ends the process that reads the files (SIGXCPU) at the first one that takes longer."""
 STUDY = """
 name: hostile
 data:
@@ -29,10 +31,11 @@ model: {backbone: r2plus1d_tiny}
 train: {max_epochs: 1, batch_size: 2}
 """
 RUNNER = """
-import json, resource, sys, time
+import json, math, resource, sys, time
 from pathlib import Path
 import ray.tune
 from studytool.cli import main
+MOST = int(sys.argv[1])
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -47,10 +50,11 @@ def run(words):
 
 assert run(["train", "good.yaml"]) == 0  # loads all that any of them needs
 for name, words in json.loads(Path("cases.json").read_text()):
-    before, begun = peak(), time.monotonic()
+    before = peak()
     print(f"case {name}", file=sys.stderr, flush=True)
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time()) + MOST, -1))
     code = run(words)
-    found = {"name": name, "code": code, "bytes": peak() - before, "seconds": time.monotonic() - begun}
+    found = {"name": name, "code": code, "bytes": peak() - before}
     print("found " + json.dumps(found), flush=True)
 """
 
@@ -81,7 +85,18 @@ def _cases(folder: Path) -> list[tuple[str, list[str]]]:
     (folder / "object.yaml").write_text('!!python/object/apply:pathlib.Path.touch [!!python/name:pathlib.Path "ran"]')
     bomb = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9) if i else 'x'}]\n" for i in range(30))
     (folder / "bomb.yaml").write_text(bomb)
-    (folder / "deep.yaml").write_text("name: " + "[" * 100_000)
+    (folder / "deep.yaml").write_text("name: " + "[" * 90_000)
+    many = ", ".join(str(1 + i) for i in range(100))
+    (folder / "full.yaml").write_text(f"{good}exclude: [{'{a: 1}, ' * 12_000}]\n")
+    (folder / "excluding.yaml").write_text(
+        f"{good}arms: {{labels_per_class: [{many}], views: [{many}]}}\nexclude: [{'{views: 0}, ' * 100}{{x: 0}}]\n"
+    )
+    (folder / "combining.yaml").write_text(
+        f"{good}arms: {{labels_per_class: [{many}], views: [{many}], batch_size: [{many}], accumulate: [{many}]}}\n"
+    )
+    (folder / "choosing.yaml").write_text(
+        f"{good}arms: {{labels_per_class: [{many}], batch_size: [1, 2]}}\nsearch: {{views: {{choice: [{many}, 0]}}}}\n"
+    )
     # checkpoints
     torch.save({"model": _Evil()}, folder / "evil.pt")
     (folder / "evil.pkl").write_bytes(pickle.dumps(_Evil()))
@@ -108,6 +123,8 @@ def _cases(folder: Path) -> list[tuple[str, list[str]]]:
         ("YAML that makes objects", ["run", "object.yaml"]),
         ("YAML that grows", ["run", "bomb.yaml"]),
         ("YAML that is deep", ["run", "deep.yaml"]),
+        *((f"YAML {name}", ["run", f"{name}.yaml"]) for name in ("full", "excluding", "combining", "choosing")),
+        ("YAML without an end", ["run", "/dev/zero"]),
         *(
             (f"checkpoint {name}", ["train", "good.yaml", "--set", f"init=checkpoint:{name}", "--out", f"o-{name}"])
             for name in ("evil.pt", "evil.pkl", "evil.safetensors")
@@ -126,7 +143,9 @@ def ended(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hostile")
     cases = _cases(folder)
     (folder / "cases.json").write_text(json.dumps(cases))
-    done = subprocess.run([sys.executable, "-c", RUNNER], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", RUNNER, str(MOST_CPU_SECONDS)], cwd=folder, capture_output=True, text=True
+    )
     found = [json.loads(line.removeprefix("found ")) for line in done.stdout.splitlines() if line.startswith("found ")]
     assert [case["name"] for case in found] == [name for name, _ in cases], done.stderr[-2000:]
     errors = dict(part.split("\n", 1) for part in done.stderr.split("case ")[1:])

@@ -10,7 +10,7 @@ from fabricated_study import RANDOM, STEM, WHOLE, YAML, make_spec, make_trials
 from studytool.report.across import across_table, answers_table
 from studytool.report.export import write_tables
 from studytool.report.sections import StudyResults
-from studytool.report.tables import Table, arms_table, claims_tables, time_table
+from studytool.report.tables import Table, arms_table, claims_tables, front_table, time_table
 from studytool.report.words import duration
 
 
@@ -64,6 +64,20 @@ def test_time_by_phase_tells_the_cost_without_the_cache_where_there_was_one(resu
     place = table.columns.index("without cache")
     assert table.rows[0][place] == duration(2 * first.cost.device_seconds)
     assert table.rows[1][place] == duration(others[0].cost.device_seconds)
+
+
+def test_the_front_of_the_search_stands_from_cheap_to_dear_within_each_arm(results):
+    assert front_table(results.spec, results.records) is None
+    searched = [r for r in results.records if r.phase == "search" and r.last]
+    chosen = {r.trial_id for r in searched[::2]}
+    records = [replace(r, on_pareto_front=r.trial_id in chosen) for r in results.records]
+    table = front_table(results.spec, records)
+    assert table is not None
+    assert {row[0] for row in table.rows} == chosen
+    arms = [arm.name for arm in results.spec.list_arms()]
+    cost = {r.trial_id: (arms.index(r.arm), r.cost.device_seconds) for r in records}
+    assert [row[0] for row in table.rows] == sorted(chosen, key=cost.__getitem__)
+    assert table.columns[1:-2] == tuple(name.replace("_", " ") for name in results.spec.search.space)
 
 
 def test_csv_can_be_read_back(results):

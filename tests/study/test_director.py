@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import pytest
 from synthetic_study import STUDY, Driver, synthetic_epochs
 
-from studytool.errors import StudytoolError
 from studytool.results import Outcome
 from studytool.study.director import RETRIES, Director
 from studytool.study.events import Cause, Observer
@@ -69,25 +69,27 @@ def test_a_study_killed_anywhere_ends_as_if_it_had_not_been(tmp_path, kill_after
     assert killed.epochs_run == whole.epochs_run  # nothing twice, nothing left out, the same order
 
 
+@pytest.mark.parametrize("noted", [True, False], ids=["noted", "not noted"])
 @pytest.mark.parametrize("end", [0, 1, 2, 5, 11])
 def test_a_study_killed_between_an_epoch_and_what_follows_from_it_ends_as_if_it_had_not_been(
-    tmp_path, monkeypatch, end
+    tmp_path, monkeypatch, end, noted
 ):
-    """The last epoch of a trial is in the ledger, that it is finished or pruned is not yet."""
+    """The last epoch of a trial is in the ledger; that it has ended is not, where an earlier version ran."""
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
     whole, killed = Driver(tmp_path / "whole"), Driver(tmp_path / "killed")
     expected = whole.outcome_of(whole.run())
     ends = []
 
-    def killed_at_the_end(ledger, trial_id, *words):
-        ends.append(trial_id)
+    def killed_at_the_end(ledger, trial_id, result, device, outcome):
+        ends.extend([trial_id] if outcome else [])
         if len(ends) == end + 1:
+            add_epoch(ledger, trial_id, result, device, outcome if noted else None)
             raise KeyboardInterrupt
-        return ledger_end(ledger, trial_id, *words)
+        return add_epoch(ledger, trial_id, result, device, outcome)
 
-    ledger_end = Ledger.end
-    monkeypatch.setattr(Ledger, "end", killed_at_the_end)
+    add_epoch = Ledger.add_epoch
+    monkeypatch.setattr(Ledger, "add_epoch", killed_at_the_end)
     with pytest.raises(KeyboardInterrupt):
         killed.run()
     monkeypatch.undo()
@@ -171,14 +173,29 @@ def test_an_epoch_that_comes_again_after_a_retry_is_not_counted_twice(driver):
     ledger.close()
 
 
-def test_a_lost_trial_is_noticed(driver):
+@pytest.mark.parametrize("lost", ["none.search-002", "none.search-005", "backbone.search-000"])
+def test_a_trial_whose_folder_was_removed_is_said_and_run_again_alone(driver, lost):
     ledger = driver.run()
-    folder = ledger.trial_folder("none.search-002")
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()
-    with pytest.raises(StudytoolError, match="search trial 3 but not trial 2"):
-        driver.run()
+    before, driver.epochs_run = driver.outcome_of(ledger), []
+    shutil.rmtree(ledger.trial_folder(lost))
+    again = driver.run()
+    assert {trial_id for trial_id, _ in driver.epochs_run} == {lost}
+    after = driver.outcome_of(again)
+    assert after.pop(lost)[2] == before.pop(lost)[2]  # it may be pruned later or earlier: it has other peers now
+    assert after == before
+    is_last = lost.endswith("5")
+    assert again.notes == (() if is_last else (f"{lost[:-11]}: search trial {int(lost[-1])} is gone; it is run again",))
+
+
+def test_a_removed_trial_gets_the_configuration_that_was_confirmed_whatever_would_be_proposed_now(driver):
+    ledger = driver.run()
+    (confirmed, _) = [r for r in ledger.records if r.arm == "none" and r.phase == "confirm"]
+    lost = f"none.search-{confirmed.source:03d}"
+    rate = ledger.get(lost).parameters["learning_rate"]
+    for number in range(confirmed.source):  # what was seen before it is no longer what had been seen then
+        shutil.rmtree(ledger.trial_folder(f"none.search-{number:03d}"))
+    shutil.rmtree(ledger.trial_folder(lost))
+    assert driver.run().get(lost).parameters["learning_rate"] == rate
 
 
 class _Heard(Observer):

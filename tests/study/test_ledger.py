@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 from synthetic_study import STUDY, Driver
 
 from studytool.errors import StudytoolError
-from studytool.study.ledger import Ledger, read_records, set_aside
+from studytool.study.ledger import Ledger, read_records, set_aside, take_lock
 
 LEDGERS = Path(__file__).with_name("ledgers")
 
@@ -30,6 +32,37 @@ def test_a_study_is_run_by_one_process_at_a_time(driver):
         Ledger(driver.spec, "data")
     ledger.close()
     Ledger(driver.spec, "data").close()
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["moved", "moved and begun again"])
+def test_a_folder_that_is_moved_while_its_study_runs_is_not_continued_in_its_place(driver, tmp_path, again):
+    ledger = driver.run(kill_after=5)
+    ledger = Ledger(driver.spec, "data")
+    ledger.folder.rename(tmp_path / "elsewhere")
+    other = Ledger(driver.spec, "data") if again else None
+    with pytest.raises(StudytoolError, match="was moved, removed or replaced while the study ran"):
+        ledger.put(ledger.records[0])
+    ledger.close()
+    assert not list(driver.spec.folder.glob("trials/*/record.json"))
+    if other is not None:
+        assert other.put(ledger.records[0]) == ledger.records[0]
+        other.close()
+
+
+def test_a_lock_taken_while_the_folder_is_put_aside_is_one_of_the_new_folder(driver, monkeypatch):
+    """Between opening the lock and holding it another process may put the study aside and begin it anew."""
+    Ledger(driver.spec, "data").close()
+    folder, flock = driver.spec.folder, fcntl.flock
+
+    def put_aside_first(handle, how):
+        monkeypatch.undo()
+        folder.rename(folder.with_name("aside"))
+        folder.mkdir()
+        flock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", put_aside_first)
+    with take_lock(folder) as lock:
+        assert os.path.samestat(os.fstat(lock.fileno()), (folder / ".lock").stat())
 
 
 @pytest.mark.parametrize(
@@ -139,8 +172,8 @@ def test_a_damaged_record_is_read_from_the_generation_before(driver):
         path.write_text(path.read_text()[:-40])
     recovered = Ledger(driver.spec, "data").records
     assert {r.trial_id for r in recovered} == {r.trial_id for r in records}
-    # The generation before the end of a trial has all its epochs but not yet its outcome.
-    assert [r.epochs for r in recovered] == [r.epochs for r in records]
+    # The last epoch of a trial is written together with its outcome: what is lost at most is that epoch.
+    assert [r.epochs for r in recovered] == [r.epochs[:-1] for r in records]
 
 
 def test_a_flipped_digit_is_noticed(driver):
@@ -155,8 +188,20 @@ def test_a_flipped_digit_is_noticed(driver):
 def test_a_lost_header_is_not_a_new_study(driver):
     driver.run()
     (driver.spec.folder / "study.json").unlink()
+    Ledger(driver.spec, "data").close()  # from the generation before it
+    (driver.spec.folder / "study.json.previous").unlink()
     with pytest.raises(StudytoolError, match=r"study\.json: missing, although .* holds results"):
         Ledger(driver.spec, "data")
+
+
+def test_a_study_that_has_lost_all_its_trials_is_not_begun_again_in_silence(driver):
+    Ledger(driver.spec, "data").close()
+    Ledger(driver.spec, "data").close()  # stopped before its first trial: nothing was lost
+    shutil.rmtree(driver.run(kill_after=1).folder / "trials")
+    with pytest.raises(StudytoolError, match=r"holds no trial, although the study had begun; .* with --new"):
+        driver.run()
+    set_aside(driver.spec)
+    assert driver.run().records
 
 
 def test_a_later_format_is_refused(driver):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from studytool.study.ledger import Ledger
 from studytool.study.signals import Signals
 from studytool.study.slots import Slots
 from studytool.study.tuning import _Bridge
-from studytool.study.worker import Walk
+from studytool.study.worker import Worker
 
 STUDY = """
 name: heads
@@ -69,7 +70,7 @@ def run(
         try:
             with Signals() as signals:
                 director = Director(spec, ledger, "data")
-                bridge = _Bridge(director, ledger.trial_folder, Slots(1, 1, 0.0), signals, None, None)
+                bridge = _Bridge(director, ledger.trial_folder, Slots(1, 1, 0.0), signals, lambda: None, None, None)
                 walk_tasks(director, bridge, sizes, kill_every)
                 if director.finished:
                     return {r.trial_id: r for r in ledger.records}, sizes
@@ -80,20 +81,25 @@ def run(
 def walk_tasks(director: Director, bridge: _Bridge, sizes: list[int], most_steps: int | None) -> None:
     """Do what Ray Tune does with one slot, for so many steps."""
     steps = 0
-    while not director.finished:
-        task_id = str(len(sizes))
+    for number in itertools.count():
+        if director.finished:
+            return
+        task_id = str(number)
         task = bridge.ask(task_id)
         assert isinstance(task, dict)
+        if task["trials"] is None:
+            assert bridge.tell(task_id, {"ready": True})
+            continue
         sizes.append(len(task["trials"]))
-        walk, stopped = Walk(task["trials"], task["folders"], task["storage"], task["side_by_side"]), False
+        worker, stopped = Worker(task), False
         while not stopped:
             if steps == most_steps:
                 return
-            result = walk.step()
+            result = worker.step()
             stopped = bridge.tell(task_id, result)
             assert stopped or not result["done"]
             steps += 1
-        walk.close()
+        worker.cleanup()
 
 
 def timeless(record: TrialRecord) -> tuple[object, ...]:

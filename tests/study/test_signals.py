@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import pty
 import signal
 import subprocess
 import sys
@@ -41,7 +43,40 @@ def test_the_first_signal_lets_the_program_save(name):
     process = _start(0)
     process.send_signal(signal.Signals[name])
     assert process.communicate(timeout=30)[0] == "saving\nsaved\n"
-    assert process.returncode == {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 75}[name]
+    assert process.returncode == {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 75, "SIGHUP": 129}[name]
+
+
+def test_a_closed_terminal_lets_the_program_save_though_nobody_reads_what_it_writes(tmp_path):
+    ours, theirs = pty.openpty()
+    work = WORK.replace('"saved", flush=True)', '"saved", flush=True); open(sys.argv[3], "w").close()')
+    work = f"import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0){work}"
+    process = subprocess.Popen(
+        [sys.executable, "-c", work, "0", "14", str(tmp_path / "saved")],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    said = b""
+    while not said.endswith(b"\n"):
+        said += os.read(ours, 100)
+    os.close(ours)
+    assert said == b"ready\r\n"
+    assert process.wait(timeout=30) == 129
+    assert (tmp_path / "saved").exists()
+
+
+def test_under_nohup_the_program_goes_on_without_its_terminal():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = _start(0)
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=30)[0] == "saving\nsaved\n"
+    assert process.returncode == 143
 
 
 def test_the_second_one_ends_it_at_once():

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +31,9 @@ from mlflow_server import free_port, server
 from studytool.errors import StudytoolError
 from studytool.report.compare import summarize_arms
 from studytool.results import Cost, Outcome
+from studytool.study.director import new_record
+from studytool.study.ledger import Ledger
+from studytool.study.observers import TellTracker, keep_run_ids
 from studytool.study.tracking import Tracker
 from studytool.study.tracking.logged import parameter_text, parameter_texts
 from studytool.study.tracking.store import absolute_uri, open_client, open_experiment
@@ -91,7 +94,7 @@ class Place:
     def log_whole_study(self) -> None:
         with self.tracker() as tracker:
             for trial, record in self.trials:
-                run_id = tracker.open_trial(trial, record.config_hash)
+                run_id = opened(tracker, trial, record.config_hash)
                 for result in record.epochs:
                     tracker.log_epoch(run_id, result)
                 tracker.close_trial(run_id, record)
@@ -179,6 +182,26 @@ def test_a_store_of_another_mlflow_version_is_refused_with_what_to_do(place):
         Tracker(place.uri, place.spec)
 
 
+@pytest.mark.slow
+def test_a_store_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path):
+    script = """
+import resource, signal, sys
+from pathlib import Path
+from studytool.errors import StudytoolError
+from studytool.study.tracking.store import open_client
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+try:
+    open_client(f"sqlite:///{Path.cwd()}/mlflow.db")
+except StudytoolError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.startswith(f"tracking.uri: MLflow at sqlite:///{tmp_path}/mlflow.db: "), done.stderr[-500:]
+    assert len(done.stdout.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db.lock"]
+
+
 def test_a_server_that_is_not_there_is_refused_with_what_to_do(place):
     with pytest.raises(StudytoolError, match=r"127\.0\.0\.1:9.*start the server, or set tracking\.uri") as caught:
         Tracker("http://127.0.0.1:9", place.spec)
@@ -213,6 +236,9 @@ sys.path.insert(0, sys.argv[1])
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 import mlflow  # once, before the processes part: they shall meet at the store, not wait for imports
 from fabricated_study import make_manifest, make_spec
+from studytool.study.director import new_record
+from studytool.study.ledger import Ledger
+from studytool.study.observers import TellTracker, keep_run_ids
 from studytool.study.tracking import Tracker
 
 def start(number, barrier):
@@ -367,7 +393,7 @@ def test_taking_up_a_finished_study_adds_no_run_and_no_point(place, finished):
 def test_a_driver_that_was_killed_leaves_runs_that_are_taken_up_again(place):
     trial, record = place.confirm
     with place.tracker() as tracker:  # closes its queue, but not its runs: as SIGKILL leaves them
-        first = tracker.open_trial(trial, record.config_hash)
+        first = opened(tracker, trial, record.config_hash)
         for result in record.epochs[:3]:
             tracker.log_epoch(first, result)
     assert place.runs()[trial.trial_id].info.status == "RUNNING"
@@ -375,7 +401,7 @@ def test_a_driver_that_was_killed_leaves_runs_that_are_taken_up_again(place):
         tracker._outbox.ask("until all is written", lambda: None, timeout_seconds=60)
         assert place.runs()[trial.trial_id].info.status == "KILLED"
         assert place.runs()[trial.trial_id].data.tags["studytool.outcome"] == "INTERRUPTED"
-        again = tracker.open_trial(trial, record.config_hash)
+        again = opened(tracker, trial, record.config_hash)
         assert place.runs()[trial.trial_id].info.status == "RUNNING"
         for result in record.epochs[2:]:
             tracker.log_epoch(again, result)
@@ -413,7 +439,7 @@ def test_what_never_came_through_is_filled_in_from_the_ledger(place, finished):
 def test_closing_a_trial_fills_in_epochs_that_were_left_out(place):
     trial, record = place.confirm
     with place.tracker() as tracker:
-        run_id = tracker.open_trial(trial, record.config_hash)
+        run_id = opened(tracker, trial, record.config_hash)
         tracker.log_epoch(run_id, record.epochs[1])
         tracker.close_trial(trial.trial_id, record)
     history = place.history(place.runs()[trial.trial_id], "best/value")
@@ -427,17 +453,17 @@ def test_a_parameter_that_changed_is_refused_with_what_to_do(place):
     changed = trial.model_copy(update={"seed": trial.seed + 1})
     message = rf"{trial.trial_id} with seed = {trial.seed}, now it is {trial.seed + 1}; give the study another name"
     with place.tracker() as tracker, pytest.raises(StudytoolError, match=message):
-        tracker.open_trial(changed, record.config_hash)
+        opened(tracker, changed, record.config_hash)
 
 
 def test_a_study_begun_anew_does_not_continue_the_runs_of_the_old_one(place):
     trial, record = place.confirm
     with place.tracker(uid="first") as tracker:
-        first = tracker.open_trial(trial, record.config_hash)
+        first = opened(tracker, trial, record.config_hash)
     with place.tracker(uid="second") as tracker:
-        second = tracker.open_trial(trial.model_copy(update={"seed": 5}), record.config_hash)
+        second = opened(tracker, trial.model_copy(update={"seed": 5}), record.config_hash)
     with place.tracker(uid="first") as tracker:
-        assert tracker.open_trial(trial, record.config_hash) == first
+        assert opened(tracker, trial, record.config_hash) == first
     assert first != second
 
 
@@ -450,12 +476,31 @@ def test_a_deleted_experiment_is_restored_and_said_so(place):
     assert place.warnings == ["MLflow: the experiment 'fabricated' was deleted; it is restored"]
 
 
+def test_the_ledger_learns_a_run_id_that_comes_late_at_the_next_epoch_or_at_the_end(place, monkeypatch):
+    monkeypatch.setattr("studytool.study.tracking.tracker.ANSWER_SECONDS", 0.0)
+    (first, epochs), (second, _) = ((trial, record.epochs) for trial, record in place.trials[:2])
+    with closing(Ledger(place.spec, "data")) as ledger:
+        with place.tracker() as tracker:
+            tell = TellTracker(tracker, ledger)
+            for trial in (first, second):
+                tell.trial_started(trial, ledger.put(new_record(trial, "data")))
+            assert ledger.get(second.trial_id).mlflow_run == ""
+            while tracker.run_id(first.trial_id) is None:
+                time.sleep(0.01)
+            tell.epoch_ended(ledger.add_epoch(first.trial_id, epochs[0]), epochs[0])
+            assert ledger.get(first.trial_id).mlflow_run == tracker.run_id(first.trial_id)
+        keep_run_ids(tracker, ledger, ledger.records)
+        ids = {name: run.info.run_id for name, run in place.runs().items()}
+        assert [r.mlflow_run for r in ledger.records] == [ids[r.trial_id] for r in ledger.records]
+        assert len(ledger.records) == 2
+
+
 def test_an_interruption_leaves_nothing_running(place):
     trial, record = place.confirm
     with place.tracker() as tracker:
-        done = tracker.open_trial(*_opening(place.trials[0]))
+        done = opened(tracker, *_opening(place.trials[0]))
         tracker.close_trial(done, place.trials[0][1])
-        tracker.log_epoch(tracker.open_trial(trial, record.config_hash), record.epochs[0])
+        tracker.log_epoch(opened(tracker, trial, record.config_hash), record.epochs[0])
         tracker.interrupt()
         for summary in summarize_arms(place.spec, place.records[:3]):
             tracker.close_arm(summary)
@@ -473,7 +518,7 @@ def test_an_error_in_the_driver_leaves_nothing_running(place):
 
     def driver() -> None:
         with place.tracker() as tracker:
-            tracker.log_epoch(tracker.open_trial(trial, record.config_hash), record.epochs[0])
+            tracker.log_epoch(opened(tracker, trial, record.config_hash), record.epochs[0])
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -494,7 +539,7 @@ def test_values_that_are_not_finite_are_not_sent(place):
         cost=replace(first.cost, energy_joules=12.5),
     )
     with place.tracker() as tracker:
-        tracker.log_epoch(tracker.open_trial(trial, record.config_hash), odd)
+        tracker.log_epoch(opened(tracker, trial, record.config_hash), odd)
     metrics = place.runs()[trial.trial_id].data.metrics
     assert not {"train/loss", "val/loss", "val/macro_auc"} & set(metrics)
     assert metrics["cost/energy_joules"] == 12.5
@@ -506,7 +551,7 @@ def test_a_trial_that_failed_before_its_first_epoch_is_closed(place):
     trial, _ = place.trials[0]
     record = make_record(trial, Outcome.FAILED, (), "out of memory; " + 10_000 * "x")
     with place.tracker() as tracker:
-        tracker.close_trial(tracker.open_trial(trial, record.config_hash), record)
+        tracker.close_trial(opened(tracker, trial, record.config_hash), record)
     run = place.runs()[trial.trial_id]
     assert run.info.status == "FAILED"
     assert run.data.tags["studytool.message"].startswith("out of memory; xxx")
@@ -519,7 +564,7 @@ def test_the_checkpoint_is_uploaded_and_a_missing_one_is_said(place):
     folder.mkdir()
     with Tracker(place.uri, place.spec, warn=place.warnings.append) as tracker:
         tracker.open_study(SMALL, ENVIRONMENT, make_manifest(place.folder))
-        run_id = tracker.open_trial(trial, record.config_hash)
+        run_id = opened(tracker, trial, record.config_hash)
         tracker.log_checkpoint(run_id, folder)
         tracker._outbox.ask("until it is refused", lambda: None, timeout_seconds=60)
         (folder / "best.safetensors").write_bytes(b"weights")
@@ -621,19 +666,20 @@ def test_a_server_that_is_away_for_a_while_misses_nothing(place):
         tracker = Tracker(remote.uri, remote.spec, warn=remote.warnings.append)
         tracker.open_study(SMALL, ENVIRONMENT, make_manifest(place.folder))
         assert tracker.how_to_look == f"http://127.0.0.1:{port}/#/experiments/{tracker.experiment_id}"
-        first = tracker.open_trial(*_opening(before))
+        first = opened(tracker, *_opening(before))
         for result in before[1].epochs[:2]:
             tracker.log_epoch(first, result)
     for result in before[1].epochs[2:]:
         tracker.log_epoch(first, result)
     tracker.close_trial(first, before[1])
-    key = tracker.open_trial(*_opening(during))
-    assert key == during[0].trial_id, "while the server is away a trial goes by its own id"
+    tracker.open_trial(*_opening(during))
+    key = during[0].trial_id
+    assert tracker.run_id(key) is None, "while the server is away a trial goes by its own id"
     for result in during[1].epochs:
         tracker.log_epoch(key, result)
     begun = time.monotonic()
     tracker.close_trial(key, during[1])
-    assert tracker.open_trial(*_opening(after)) == after[0].trial_id
+    tracker.open_trial(*_opening(after))
     assert time.monotonic() - begun < 4, "training waited for a store that is known to be away"
     time.sleep(5)
     with server(place.folder, port):
@@ -657,9 +703,17 @@ def _opening(pair):
     return trial, record.config_hash
 
 
+def opened(tracker, trial, config_hash) -> str:
+    """The id of the run that a trial is given."""
+    tracker.open_trial(trial, config_hash)
+    run_id = tracker.run_id(trial.trial_id, timeout_seconds=60)
+    assert run_id is not None
+    return run_id
+
+
 def test_costs_that_are_zero_are_sent_as_zero(place):
     trial, record = place.trials[0]
     epoch = replace(make_epochs(trial, 0.5)[0], cost=Cost())
     with place.tracker() as tracker:
-        tracker.log_epoch(tracker.open_trial(trial, record.config_hash), epoch)
+        tracker.log_epoch(opened(tracker, trial, record.config_hash), epoch)
     assert place.runs()[trial.trial_id].data.metrics["cost/device_seconds"] == 0

@@ -75,15 +75,26 @@ class Outbox:
         Raises:
             Exception: what the delivery raised, unless it means that the store is away.
         """
-        self._check()
-        answer: Future[Any] = Future()
-        record = _Record(what, deliver, answer)
-        self._queue.put(record)
+        record = self._promise(what, deliver)
+        answer = record.answer
+        assert answer is not None
         try:
             return answer.result(0.0 if self.away else timeout_seconds)
         except FutureTimeoutError:
             record.answer = None  # a later failure becomes a warning
             return answer.result() if answer.done() else None
+
+    def promise(self, what: str, deliver: Callable[[], Any]) -> Future[Any]:
+        """Queue a record; what its delivery will have returned or raised, once it was not for the store being away."""
+        answer = self._promise(what, deliver).answer
+        assert answer is not None
+        return answer
+
+    def _promise(self, what: str, deliver: Callable[[], Any]) -> _Record:
+        self._check()
+        record = _Record(what, deliver, Future())
+        self._queue.put(record)
+        return record
 
     def close(self, timeout_seconds: float) -> int:
         """Deliver what still waits, for at most so many seconds; the number of records that could not be delivered."""

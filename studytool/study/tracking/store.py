@@ -131,10 +131,11 @@ def judge(client: Any, error: Exception) -> Problem | None:
 def explained(uri: str) -> Iterator[None]:
     """Turn what MLflow and the file system raise into one line for the user."""
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (MlflowException, OSError) as error:
+    except (MlflowException, OSError, SQLAlchemyError) as error:
         text = str(error).strip().split("\n", 1)[0]
         if "out-of-date database schema" in text:
             text = (

@@ -11,6 +11,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -26,8 +27,6 @@ from studytool.study.tracking.writer import Writer
 if TYPE_CHECKING:
     from studytool.report.compare import ArmSummary
 
-ANSWER_SECONDS = 5.0
-"""How long a trial's start waits for its run id; a store that is known to be away is not waited for."""
 START_SECONDS = 60.0
 CLOSE_SECONDS = 60.0
 CLOSE_SECONDS_IF_INTERRUPTED = 6.0
@@ -37,7 +36,7 @@ CLOSE_SECONDS_IF_INTERRUPTED = 6.0
 class Tracker:
     """Writes one study to MLflow; as a context manager it ends in `close`, after an error in `interrupt` first.
 
-    Every `run` is the run id that `open_trial` returned or the trial's own id. `uid` tells studies of one name in one
+    Every `run` is the run id that `run_id` gives or the trial's own id. `uid` tells studies of one name in one
     store apart, so that a study begun anew does not continue the runs of a deleted one. `warn` gets one line when
     something cannot be written (stderr by default).
 
@@ -57,6 +56,7 @@ class Tracker:
         self._writer = Writer(client, self.uri, self.experiment_id, spec, uid)
         self._outbox = Outbox(partial(store.judge, client), self._warn)
         self._close_seconds = CLOSE_SECONDS
+        self._opened: dict[str, Future[str]] = {}
 
     def __enter__(self) -> Tracker:
         return self
@@ -96,17 +96,24 @@ class Tracker:
         for record in records:
             self._outbox.put(record.trial_id, partial(self._writer.catch_up, record, _now()))
 
-    def open_trial(self, trial: TrialSpec, config_hash: str) -> str:
-        """Begin a trial's run below its arm's, or take it up; the run id, or the trial's id while the store is away.
+    def open_trial(self, trial: TrialSpec, config_hash: str) -> None:
+        """Begin a trial's run below its arm's, or take it up; the store's answer is not waited for."""
+        values = {**trial.parameters, "seed": trial.seed, "phase": trial.phase, "arm": trial.arm}
+        begin = partial(self._writer.open_trial, trial.trial_id, values, config_hash, _now())
+        self._opened[trial.trial_id] = self._outbox.promise(trial.trial_id, begin)
+
+    def run_id(self, trial_id: str, *, timeout_seconds: float = 0.0) -> str | None:
+        """The id of a trial's run; None while it is not known, since the store has not answered yet.
 
         Raises:
             StudytoolError: the run exists with another value of a parameter.
         """
-        values = {**trial.parameters, "seed": trial.seed, "phase": trial.phase, "arm": trial.arm}
-        begin = partial(self._writer.open_trial, trial.trial_id, values, config_hash, _now())
-        with store.explained(self.uri):
-            run_id: str | None = self._outbox.ask(trial.trial_id, begin, timeout_seconds=ANSWER_SECONDS)
-        return trial.trial_id if run_id is None else run_id
+        opened = self._opened.get(trial_id)
+        if opened is not None:
+            wait([opened], timeout_seconds)
+            with store.explained(self.uri):
+                return opened.result() if opened.done() else None
+        return self._writer.run_id(trial_id)
 
     def log_epoch(self, run: str, result: EpochResult) -> None:
         """One point of every curve, unless the store has this epoch already; NaN and infinity are left out."""
@@ -115,6 +122,7 @@ class Tracker:
 
     def close_trial(self, run: str, record: TrialRecord) -> None:
         """End a trial's run: missing epochs, final scores, outcome and, for a confirm trial, its confusion matrix."""
+        self._opened.pop(record.trial_id, None)
         self._outbox.put(record.trial_id, partial(self._writer.close_trial, run, record, _now()))
 
     def log_file(self, run: str, path: Path) -> None:

@@ -80,6 +80,11 @@ class Writer:
         tags |= {"studytool.arm": values["arm"], "studytool.phase": values["phase"]}
         return self._begin("trial", trial_id, arm, tags, values, now).run_id
 
+    def run_id(self, trial_id: str) -> str | None:
+        """The id of a trial's run, if it is known; may be asked by another thread."""
+        run = self._runs.get(("trial", trial_id))
+        return None if run is None else run.run_id
+
     def log_epochs(self, run_key: str, results: Sequence[EpochResult], now: int) -> None:
         """One batch of metrics for each epoch that the store does not have."""
         run = self._trial(run_key)
