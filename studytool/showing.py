@@ -122,7 +122,7 @@ def _summary(predictor: Predictor) -> str:
 
 def _record_of(folder: Path) -> TrialRecord | None:
     """The trial's record, where it is one of a study."""
-    from studytool.study.ledger import read_records
+    from studytool.study.records import read_records
 
     records = read_records(folder.absolute().parents[1])
     return next((record for record in records if record.trial_id == folder.absolute().name), None)

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 
 from studytool.results import Outcome, TrialRecord
-from studytool.study.ledger import read_records
+from studytool.study.records import read_records
 
 TINY = """
 name: tiny

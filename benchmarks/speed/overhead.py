@@ -25,7 +25,7 @@ import mlflow
 import numpy as np
 from speed_nets import PASSES
 
-from studytool.study.ledger import read_records
+from studytool.study.records import read_records
 
 TRAINING_PASSES = 6
 """Of a trial: three batches in each of two epochs."""

@@ -37,7 +37,7 @@ from typing import Any
 import torch
 from overhead import wall_seconds
 
-from studytool.study.ledger import read_records
+from studytool.study.records import read_records
 
 HERE = Path(__file__).parent
 BACKBONES, FREEZES, RATES = ("r3d_18", "r2plus1d_18"), ("none", "stage3", "backbone"), (1e-3, 3e-4)

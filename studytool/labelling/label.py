@@ -63,7 +63,7 @@ def find_trial(text: str) -> Path:
         return folder
     from studytool.report.compare import summarize_arms
     from studytool.study.folder import find_study
-    from studytool.study.ledger import read_records
+    from studytool.study.records import read_records
 
     spec = find_study(text)
     summaries = summarize_arms(spec, read_records(spec.folder))

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from studytool.spec import Arm, StudySpec, TrialSpec
 from studytool.study.choices import Choices, open_choices
-from studytool.study.ledger import read_choices
 from studytool.study.measure import STEPS_COMPILED, Measurement
 from studytool.study.plan import Meter, expected_epochs, extreme_trials, meter_of
+from studytool.study.records import read_choices
 
 LEAST_GAIN = 0.05
 """The share of the time that a choice has to save by its measurement, which is no more exact than that."""

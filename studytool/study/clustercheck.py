@@ -24,9 +24,9 @@ from studytool.models.weights import fetch_checkpoint
 from studytool.registry import load
 from studytool.remote import is_remote
 from studytool.spec import StudySpec
-from studytool.study.ledger import read_uid
 from studytool.study.nodes import NodeAnswer, ask_every_node
 from studytool.study.progress import say
+from studytool.study.records import read_uid
 
 _PACKAGES = ("studytool", "torch", "torchvision", "ray", "numpy")
 """Whose versions results depend on."""

@@ -12,7 +12,6 @@ does not grow with the number of trials.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import uuid
@@ -24,13 +23,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from studytool.errors import StudytoolError
-from studytool.files import disk_full_explained, write_json
-from studytool.results import DeviceInfo, EpochResult, Outcome, TrialRecord, to_dict, trial_from_dict
+from studytool.results import DeviceInfo, EpochResult, Outcome, TrialRecord, to_dict
 from studytool.settings import HANDLING
 from studytool.spec import StudySpec
 from studytool.study.choices import Choices
 from studytool.study.extending import first_forbidden_change
 from studytool.study.heartbeat import Heartbeat
+from studytool.study.records import in_order, read_record, read_state, record_files, write_state
 from studytool.study.storage import HEAVY, Lease, Storage
 
 FORMAT = 1
@@ -94,8 +93,8 @@ class Ledger:
             _refuse_lost_records(self.folder)
             if spec.storage_address is None:
                 self._heartbeat = Heartbeat(self.folder)
-            for path in _record_files(self.folder):
-                self._keep(_read_record(path))
+            for path in record_files(self.folder):
+                self._keep(read_record(path))
             if self._header.get("begun") and not self._records:
                 raise StudytoolError(
                     f"{self.folder / 'trials'}: holds no trial, although the study had begun; put the folder back from "
@@ -120,11 +119,11 @@ class Ledger:
     @property
     def records(self) -> tuple[TrialRecord, ...]:
         """Every trial so far: search before confirm, then by arm and number. It takes the longer the more there are."""
-        return _in_order(self._records.values())
+        return in_order(self._records.values())
 
     def of_arm(self, arm: str) -> tuple[TrialRecord, ...]:
         """Every trial of an arm so far: search before confirm, then by number."""
-        return _in_order(self._by_arm.get(arm, {}).values())
+        return in_order(self._by_arm.get(arm, {}).values())
 
     @property
     def without_outcome(self) -> Collection[TrialRecord]:
@@ -202,7 +201,7 @@ class Ledger:
                 f"{self.folder}: was moved, removed or replaced while the study ran; what it has found until now is "
                 "where the folder is; put it back, and the same command goes on"
             )
-        _write(self.folder / name, content)
+        write_state(self.folder / name, content)
         if self.storage is not None:
             self.storage.push(name)
 
@@ -217,7 +216,7 @@ class Ledger:
             header = {"format": FORMAT, "uid": uuid.uuid4().hex, "program": _program(), "settings": settings}
             self._write(path.name, header)
             return header
-        header = _read(path)
+        header = read_state(path)
         if header.get("format") != FORMAT:
             raise StudytoolError(
                 f"{path}: format {header.get('format')} is not known to this version, which writes {FORMAT}; "
@@ -292,31 +291,6 @@ def gaps(records: Sequence[TrialRecord]) -> list[tuple[str, int]]:
     return [(arm, number) for arm, numbers in there.items() for number in range(max(numbers)) if number not in numbers]
 
 
-def read_records(folder: Path) -> tuple[TrialRecord, ...]:
-    """The records of a study that may be running, in the order of `Ledger.records`: read only, no lock taken."""
-    return _in_order([_read_record(path) for path in _record_files(folder)])
-
-
-def _in_order(records: Collection[TrialRecord]) -> tuple[TrialRecord, ...]:
-    return tuple(sorted(records, key=lambda r: (r.phase != "search", r.arm, r.number)))
-
-
-def read_uid(folder: Path) -> str | None:
-    """The id of the study in a folder, if one can be read there."""
-    try:
-        return str(_read(folder / "study.json")["uid"])
-    except (StudytoolError, LookupError):
-        return None
-
-
-def read_choices(folder: Path) -> Choices | None:
-    """What `auto` means in a study that may be running; None if nothing was chosen yet. No lock is taken."""
-    if not (folder / "study.json").is_file():
-        return None
-    choices = _read(folder / "study.json").get("choices")
-    return Choices(**choices) if choices else None
-
-
 def _refuse_lost_records(folder: Path) -> None:
     """A trial that has left something else than a record was there; it must not be begun again in silence."""
     for trial in sorted(folder.glob("trials/*")):
@@ -326,16 +300,6 @@ def _refuse_lost_records(folder: Path) -> None:
                 f"{trial / 'record.json'}: missing, although {left[0]} is there; put it back from a backup, or delete "
                 "the trial's folder to run that trial again"
             )
-
-
-def _read_record(path: Path) -> TrialRecord:
-    content = _read(path)
-    try:
-        return trial_from_dict(content)
-    except (TypeError, KeyError, ValueError) as error:
-        raise StudytoolError(
-            f"{path}: was written by another version of studytool ({type(error).__name__}: {error}); update studytool"
-        ) from error
 
 
 def _checksum_of_weights(folder: Path) -> str:
@@ -348,11 +312,6 @@ def _checksum_of_weights(folder: Path) -> str:
 
 def _program() -> str:
     return metadata.version("studytool")
-
-
-def _record_files(folder: Path) -> list[Path]:
-    """Every trial's record, also one that only its previous generation is left of."""
-    return sorted({path.with_name("record.json") for path in folder.glob("trials/*/record.json*")})
 
 
 def _what_results_depend_on(spec: StudySpec, data_fingerprint: str) -> dict[str, Any]:
@@ -373,42 +332,6 @@ def _defaults(settings: dict[str, Any]) -> dict[str, Any]:
     """The defaults of what results depend on, but for what no study can do without."""
     plain = StudySpec.model_validate({"name": "defaults", "data": {"path": "none"}})
     return {key: value for key, value in _what_results_depend_on(plain, "").items() if key in settings}
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    with disk_full_explained(path):
-        _keep_previous(path)
-    write_json(path, {"sha256": _digest(content), "content": content})
-
-
-def _keep_previous(path: Path) -> None:
-    if path.exists():
-        spare = path.with_name(path.name + ".previous")
-        temporary = path.with_name(path.name + ".linking")
-        temporary.unlink(missing_ok=True)
-        os.link(path, temporary)
-        temporary.replace(spare)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    problems = []
-    for candidate in (path, path.with_name(path.name + ".previous")):
-        try:
-            stored = json.loads(candidate.read_text(encoding="utf-8"))
-            content: dict[str, Any] = stored["content"]
-            if stored["sha256"] == _digest(content):
-                return content
-            problems.append("its checksum does not match")
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            problems.append(f"{type(error).__name__}: {error}".splitlines()[0])
-    raise StudytoolError(
-        f"{path}: damaged ({problems[0]}), and so is the generation before it ({problems[1]}); "
-        "put the file back from a backup, or delete the trial's folder to run that trial again"
-    )
-
-
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def take_lock(folder: Path) -> IO[str]:

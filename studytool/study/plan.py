@@ -27,8 +27,8 @@ from studytool.spec import Arm, StudySpec, TrialSpec, extreme_parameters
 from studytool.study.armstate import ArmState
 from studytool.study.budget import device_seconds_spent
 from studytool.study.choices import Choices
-from studytool.study.ledger import read_choices, read_records
 from studytool.study.measure import Measurement, Workload, kept_measurement, measure, workload
+from studytool.study.records import read_choices, read_records
 from studytool.study.slots import Slots, gpu_names, memory_of_trial_gib, share_out
 
 SECONDS_EACH = 60.0

@@ -15,8 +15,8 @@ from studytool.files import write_text
 from studytool.results import TrialRecord
 from studytool.spec import StudySpec
 from studytool.study.folder import read_environment
-from studytool.study.ledger import read_records
 from studytool.study.progress import say
+from studytool.study.records import read_records
 
 REPORT_LOG = "report.log"
 

@@ -18,8 +18,8 @@ from studytool.results import Outcome, TrialRecord, records_by_arm
 from studytool.spec import StudySpec
 from studytool.study.budget import device_seconds_spent
 from studytool.study.heartbeat import SignOfLife, last_sign
-from studytool.study.ledger import read_records
 from studytool.study.plan import ArmPlan, Plan, plan_study
+from studytool.study.records import read_records
 from studytool.study.storage import this_driver
 
 _LOCKS = Path("/proc/locks")

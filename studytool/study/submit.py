@@ -13,9 +13,9 @@ from pathlib import Path
 from studytool.errors import StudytoolError
 from studytool.remote import is_remote
 from studytool.spec import StudySpec, load_study
-from studytool.study.ledger import read_records
 from studytool.study.nodes import job_client
 from studytool.study.observers import LOG
+from studytool.study.records import read_records
 
 _POLL_SECONDS = 2.0
 _PATIENCE_SECONDS = 60.0

@@ -15,7 +15,7 @@ import ssh_machines
 from ssh_machines import ADDRESSES, Machines, free_port
 
 from studytool.results import Outcome
-from studytool.study.ledger import read_records
+from studytool.study.records import read_records
 
 ROOT = Path(__file__).parents[2]
 STUDY = "~/studytool/search_spaces/quickstart.yaml"

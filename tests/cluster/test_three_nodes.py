@@ -24,7 +24,7 @@ from studytool.data.particles import Particle
 from studytool.data.shards import open_dataset, write_dataset
 from studytool.remote import open_remote
 from studytool.results import Outcome
-from studytool.study.ledger import read_records
+from studytool.study.records import read_records
 
 pytestmark = [pytest.mark.slow, pytest.mark.end_to_end, pytest.mark.timeout(1200)]
 

@@ -28,7 +28,8 @@ from studytool.data.shards import verify_dataset, write_dataset
 from studytool.errors import StudytoolError
 from studytool.spec import TrialSpec, load_study
 from studytool.study.director import Director
-from studytool.study.ledger import Ledger, read_records
+from studytool.study.ledger import Ledger
+from studytool.study.records import read_records
 from studytool.training import trained
 from studytool.training.checkpoint import TrialState, load_last, save_last
 

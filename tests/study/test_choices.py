@@ -11,9 +11,10 @@ from studytool.spec import load_study, single_trial
 from studytool.study.choices import Choices, larger_batches, open_choices
 from studytool.study.choosing import choose, largest_factor, seconds_saved, share_gpu, trials_that_fit
 from studytool.study.director import Director
-from studytool.study.ledger import Ledger, read_choices
+from studytool.study.ledger import Ledger
 from studytool.study.measure import STEPS_COMPILED, Measurement
 from studytool.study.plan import meter_of
+from studytool.study.records import read_choices
 
 AUTO = STUDY.replace("{max_epochs: 4}", "{max_epochs: 4, compile: auto, batch_factor: auto}")
 

@@ -12,7 +12,7 @@ import pytest
 from studytool.models.stand_in import write_stand_in
 from studytool.results import Outcome
 from studytool.spec import load_study
-from studytool.study.ledger import read_records
+from studytool.study.records import read_records
 
 STUDY = Path(__file__).parents[2] / "search_spaces" / "initialization.yaml"
 SHORT = (

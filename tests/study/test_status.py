@@ -16,7 +16,8 @@ from studytool.results import Outcome, TrialRecord, to_dict
 from studytool.spec import StudySpec
 from studytool.study import heartbeat
 from studytool.study.heartbeat import DRIVER
-from studytool.study.ledger import Ledger, _write
+from studytool.study.ledger import Ledger
+from studytool.study.records import write_state
 from studytool.study.status import StudyStatus, status_dict, status_lines, study_status
 from studytool.study.storage import this_driver
 
@@ -28,7 +29,7 @@ def put(spec: StudySpec, records: list[TrialRecord]) -> None:
     for record in records:
         folder = spec.folder / "trials" / record.trial_id
         folder.mkdir(exist_ok=True)
-        _write(folder / "record.json", to_dict(record))
+        write_state(folder / "record.json", to_dict(record))
 
 
 @pytest.fixture
