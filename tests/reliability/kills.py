@@ -19,7 +19,9 @@ SCHEDULERS = {"asha": _TRAINED, "fifo": _TRAINED.replace("{asha: {grace_epochs: 
 SECONDS_PER_STEP = "0.05"
 """Slow enough that most moments of a study fall into its training."""
 SECONDS_OF_TRAINING = 8.0
-"""The latest moment at which a driver is killed is so long after the first step."""
+"""A driver is killed so long after its first step at most, however long its start takes on this machine."""
+SHARE_IN_THE_START = 0.3
+"""Of the kills of drivers, at moments before the first step."""
 MOST_DEATHS = 2
 """A trial whose workers die more often than that is given up, as it should be."""
 
@@ -92,8 +94,7 @@ def driver_kills(folder: Path, count: int, seed: int, scheduler: str = "asha") -
         BrokenPromiseError: a finished trial ran again or was lost, a process stayed, or the study ended in another way.
     """
     expected, rng = reference(folder / f"reference-{scheduler}", scheduler), random.Random(seed)
-    # From the start of the driver to well into the training, however long the start takes on this machine.
-    longest = float((expected.folder / "finished").read_text()) + SECONDS_OF_TRAINING
+    longest_start = float((expected.folder / "finished").read_text())
     kills, studies, lost_steps, gone = 0, 0, 0, 0.0
     while kills < count:
         study = _fresh(folder / f"drivers-{scheduler}-{studies}", expected)
@@ -104,7 +105,10 @@ def driver_kills(folder: Path, count: int, seed: int, scheduler: str = "asha") -
             try:
                 # The last study is let through when there have been kills enough.
                 if kills < count:
-                    time.sleep(rng.uniform(0.5, longest))
+                    if rng.random() < SHARE_IN_THE_START:
+                        time.sleep(rng.uniform(0.5, longest_start))
+                    elif _wait_for_steps(study, process):
+                        time.sleep(rng.uniform(0, SECONDS_OF_TRAINING))
                     finished = process.poll() is not None
                     process.kill()
                     process.communicate()

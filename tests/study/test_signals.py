@@ -27,6 +27,14 @@ except EndedBySignal as end:
 """
 
 
+@pytest.fixture(autouse=True)
+def not_under_nohup():
+    """Where the tests themselves run under `nohup`, what they start must not inherit it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def _start(seconds_to_save: float, last_seconds: float = 14) -> subprocess.Popen[str]:
     process = subprocess.Popen(
         [sys.executable, "-c", WORK, str(seconds_to_save), str(last_seconds)],
