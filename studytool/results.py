@@ -65,6 +65,13 @@ class Cost:
             energy_joules=sum(joules) if joules else None,
         )
 
+    def shared(self, count: int) -> Cost:
+        """The part of each of `count` trials that did this together; all of them held the memory."""
+        parts = {f.name: getattr(self, f.name) / count for f in fields(self) if f.name not in _NOT_SUMMED}
+        joules = None if self.energy_joules is None else self.energy_joules / count
+        parts["samples"] = self.samples // count
+        return Cost(**parts, peak_memory_gib=self.peak_memory_gib, energy_joules=joules)
+
 
 _NOT_SUMMED = {"peak_memory_gib", "energy_joules"}
 

@@ -309,11 +309,21 @@ class ConfirmSettings(Settings):
     seeds: Annotated[int, Field(ge=0, le=1000)] = 5
 
 
+MOST_TOGETHER = 8
+"""How many heads "auto" trains together."""
+
+
 class ResourceSettings(Settings):
     """What one trial holds and how many run at once; "auto": one GPU a trial where there are any, else one core.
 
     So many `trials_per_gpu` share a GPU where `gpu` is "auto"; "auto" are as many as fit into its memory by their
     measured peak. Seconds of trials that share a device are not fit for cost claims, and the report makes none.
+
+    Trials of an arm that train nothing but a head are trained together in the place of one, up to `trials_together`;
+    1 trains each alone. "auto" (up to 8) leaves what is proposed as it is: it takes those together that the sampler
+    proposes without looking at results (all of `random` and `grid`, the first ones of `tpe`, the seeds that confirm).
+    A number has `tpe` propose that many at once throughout.
+
     `price_per_device_hour`, in `currency`, turns device-hours into money.
     """
 
@@ -321,6 +331,7 @@ class ResourceSettings(Settings):
     cpu: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
     trials_per_gpu: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = 1
     trials_at_once: Literal["auto"] | Annotated[int, Field(ge=1, le=10_000)] = "auto"
+    trials_together: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = "auto"
     price_per_device_hour: Annotated[float, Field(gt=0)] | None = None
     currency: Annotated[str, Field(min_length=1, max_length=8)] = "USD"
 

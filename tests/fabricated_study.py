@@ -11,7 +11,7 @@ import numpy as np
 from studytool.results import Cost, DeviceInfo, EpochResult, Outcome, Scores, TrialRecord
 from studytool.seeds import derive_seed
 from studytool.spec import StudySpec, TrialSpec, load_study
-from studytool.study.director import new_record
+from studytool.study.records import new_record
 
 CLASSES = ("apoferritin", "barrel", "hexamer", "ribosome")
 YAML = """\

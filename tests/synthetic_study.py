@@ -50,32 +50,41 @@ def synthetic_epochs(trial: TrialSpec) -> Iterator[EpochResult]:
 
 
 class Driver:
-    """Runs a director's trials one after another, as Ray Tune would with one slot; can be killed after some epochs."""
+    """Runs a director's trials as Ray Tune would with one slot, one after another or together where they may be.
+
+    It can be killed after some epochs. `packs` are the trials that were handed out together.
+    """
 
     def __init__(self, folder: Path, text: str = STUDY, fingerprint: str = "data") -> None:
         (folder / "a.yaml").write_text(text)
         self.spec = load_study(folder / "a.yaml", [f"output={folder / 'studies'}"])
         self.fingerprint = fingerprint
         self.epochs_run: list[tuple[str, int]] = []
+        self.packs: list[tuple[str, ...]] = []
 
     def run(self, kill_after: int | None = None) -> Ledger:
         ledger = Ledger(self.spec, self.fingerprint)
         try:
             director = Director(self.spec, ledger, self.fingerprint)
             while not director.finished:
-                trial = director.next_trial()
-                if trial is None:  # the last one had the configuration of another one, and takes its result
+                trials = director.next_trials()
+                if not trials:  # the last one had the configuration of another one, and takes its result
                     assert director.finished
                     break
-                record = ledger.get(trial.trial_id)
-                assert record is not None
-                for result in synthetic_epochs(trial):
-                    if result.epoch > len(record.epochs):  # else it was done before, and is only told again
-                        if kill_after == len(self.epochs_run):
-                            return ledger
-                        self.epochs_run.append((trial.trial_id, result.epoch))
-                    if director.epoch(trial.trial_id, result):
-                        break
+                self.packs.append(tuple(trial.trial_id for trial in trials))
+                walks = {trial.trial_id: synthetic_epochs(trial) for trial in trials}
+                stopped: list[bool] = []
+                while not any(stopped):
+                    stopped = []
+                    for trial_id, walk in walks.items():
+                        result, record = next(walk), ledger.get(trial_id)
+                        assert record is not None
+                        if result.epoch > len(record.epochs):  # else it was done before, and is only told again
+                            if kill_after == len(self.epochs_run):
+                                return ledger
+                            self.epochs_run.append((trial_id, result.epoch))
+                        stopped.append(director.epoch(trial_id, result))
+                director.regroup(tuple(walks))
         finally:
             ledger.close()
         return ledger

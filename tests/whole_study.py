@@ -93,10 +93,13 @@ class Study:
         """How many training steps were computed, if there was a file `count-steps` from the start."""
         return (self.folder / "count-steps").stat().st_size
 
+    def runs_in_mlflow(self) -> list[Any]:
+        """The study's runs, as MLflow gives them."""
+        return list(self._client().search_runs([self._experiment()], max_results=1000))
+
     def mlflow_runs(self) -> list[dict[str, str]]:
         """The tags of the study's runs, with their status and id."""
-        runs = self._client().search_runs([self._experiment()], max_results=1000)
-        return [{**run.data.tags, "status": run.info.status, "id": run.info.run_id} for run in runs]
+        return [{**run.data.tags, "status": run.info.status, "id": run.info.run_id} for run in self.runs_in_mlflow()]
 
     def problems_in_mlflow(self) -> list[str]:
         """What is wrong after the study has finished: each trial has one run, each epoch one point, the states fit."""

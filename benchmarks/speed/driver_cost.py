@@ -25,7 +25,8 @@ from rich.console import Console
 from studytool.report.compare import summarize_arms
 from studytool.results import Cost, DeviceInfo, EpochResult, Scores
 from studytool.spec import StudySpec, TrialSpec, load_study
-from studytool.study.director import Director, Observer
+from studytool.study.director import Director
+from studytool.study.events import Observer
 from studytool.study.ledger import Ledger
 from studytool.study.observers import Housekeeping, TellTracker, TrialLogs
 from studytool.study.progress import Progress

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from studytool.errors import DataError, SpecError
 from studytool.models.anatomy import Activations, Anatomy, input_convolutions
 from studytool.models.backbones import Backbone, Clip
 from studytool.models.initialize import LoadReport
+from studytool.seeds import derive_seed
 
 POOL = "pool"
 # Cyclic, so that no choice of the time axis mirrors the molecule.
@@ -81,6 +83,12 @@ class StagedModel(nn.Module):
         """Logits [B, classes] from what `forward_prefix` gave for the part `after`."""
         logits: Tensor = self.head(self._run(activations, after, POOL))
         return logits
+
+    def with_head(self, head: nn.Module) -> StagedModel:
+        """The same network, with the very tensors of this one, and another head."""
+        twin = copy.copy(self)
+        twin._modules = {**self._modules, "head": head}
+        return twin
 
     @property
     def anatomy(self) -> Anatomy:
@@ -228,8 +236,12 @@ def remove_strides(stem: nn.Module) -> None:
             module.stride = (1, 1, 1)
 
 
-def make_head(features: int, num_classes: int, dropout: float, generator: torch.Generator) -> nn.Sequential:
-    """Dropout and a linear layer with small normal weights (deviation 0.01) and no bias at the start."""
+def make_head(features: int, num_classes: int, dropout: float, seed: int) -> nn.Sequential:
+    """Dropout and a linear layer with small normal weights (deviation 0.01) and no bias at the start.
+
+    The weights come from (seed, "head"), so that trials with the same seed start from the same head.
+    """
+    generator = torch.Generator().manual_seed(derive_seed(seed, "head"))
     linear = nn.Linear(features, num_classes, device="meta").to_empty(device="cpu")
     nn.init.normal_(linear.weight, std=0.01, generator=generator)
     nn.init.zeros_(linear.bias)

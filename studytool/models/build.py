@@ -33,7 +33,7 @@ def build_model(
     """Build the network that `settings` describe, on the CPU, for volumes [B, 1, D, H, W] of that shape.
 
     Depends on the arguments alone: torch's global random state is neither read nor changed. Random weights come from
-    (seed, "weights") and the head from (seed, "head"), so trials with the same seed start from the same head.
+    (seed, "weights") and the head from (seed, "head").
 
     Raises:
         SpecError: a choice that does not exist, or that this backbone lacks.
@@ -48,11 +48,10 @@ def build_model(
     channels = adapt_stem(anatomy.stages["stem"], settings.stem)
     if settings.stem_stride == "remove":
         remove_strides(anatomy.stages["stem"])
-    generator = torch.Generator().manual_seed(derive_seed(seed, "head"))
     model = StagedModel(
         anatomy,
         Framing(volume_shape_dhw, clip_thw, time_axis=settings.time_axis, channels=channels),
-        make_head(anatomy.features, num_classes, settings.dropout, generator),
+        make_head(anatomy.features, num_classes, settings.dropout, seed),
         freezing=Freezing(settings.freeze, settings.gradual_epochs, settings.layer_decay),
         frozen_batchnorm=settings.frozen_batchnorm,
         description=_description(settings, backbone, volume_shape_dhw, clip_thw),

@@ -69,11 +69,9 @@ class ArmState:
         done = {k for source, k in self._confirmed if source == self.source} if self.search_over else set()
         return len(set(self._seeds) - done)
 
-    def hand_out_confirm(self) -> int:
-        """The next seed to confirm the best configuration with."""
-        number = self.confirm_queue[0]
+    def hand_out_confirm(self, number: int) -> None:
+        """Note that the best configuration is being confirmed with a seed."""
         self._handed_out.add((self.source, number))
-        return number
 
     @property
     def exhausted(self) -> bool:

@@ -9,56 +9,25 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from enum import Enum
 
 from studytool.results import DeviceInfo, EpochResult, Outcome, TrialRecord
 from studytool.seeds import derive_seed
-from studytool.spec import Arm, StudySpec, TrialSpec
+from studytool.settings import MOST_TOGETHER
+from studytool.spec import StudySpec, TrialSpec
 from studytool.study.armstate import ArmState
 from studytool.study.budget import Budget
 from studytool.study.choices import Choices
+from studytool.study.events import Cause, Observer
 from studytool.study.ledger import Ledger
+from studytool.study.records import new_record
+from studytool.training.packs import may_train_together, trains_a_head
 
 RETRIES = 2
 """How often a trial is begun again from its last checkpoint after its worker died or raised."""
 PARTS = 4
 """A trial that ran out of memory computes its batches in so many times more parts when it is tried again."""
-
-
-class Cause(Enum):
-    """Why an attempt at a trial failed: the TRIAL itself, a WORKER that died or raised, a lost NODE, scarce MEMORY."""
-
-    TRIAL = "trial"
-    WORKER = "worker"
-    NODE = "node"
-    MEMORY = "memory"
-
-
-class Observer:
-    """Is told what happens, in the order it happens; overrides what it wants to know."""
-
-    def trial_started(self, trial: TrialSpec, record: TrialRecord) -> None:
-        """A trial begins, or is taken up again (`record.epochs` then holds what it has done)."""
-
-    def epoch_ended(self, record: TrialRecord, result: EpochResult) -> None:
-        """A trial finished an epoch."""
-
-    def attempt_failed(self, record: TrialRecord, message: str, details: str, *, again: bool) -> None:
-        """A running trial broke, with one line and a traceback or the like; `again`: it will be tried again."""
-
-    def trial_ended(self, record: TrialRecord) -> None:
-        """A trial is COMPLETE, PRUNED or FAILED."""
-
-    def trial_set_aside(self, record: TrialRecord) -> None:
-        """A running trial was stopped by the study's budget; a larger one lets it go on where it stands."""
-
-    def arm_decided(self, arm: Arm, best: TrialRecord | None) -> None:
-        """An arm's search is over: `best` is the configuration to confirm (None: no trial survived)."""
-
-    def remarked(self, line: str) -> None:
-        """Something that a person should know, of no one trial."""
 
 
 class Director:
@@ -79,6 +48,7 @@ class Director:
         self._by_name: Mapping[str, ArmState] = {state.arm.name: state for state in self._arms}
         self._running: dict[str, TrialSpec] = {}
         self._again: list[TrialSpec] = []
+        self._regrouped: list[tuple[TrialSpec, ...]] = []
         self._deaths: Counter[str] = Counter()
         self.budget = Budget(spec, ledger)
         self.budget.allows(running=())
@@ -137,6 +107,27 @@ class Director:
             "confirm": sum(s.confirms_left for s in self._arms),
         }
 
+    def next_trials(self) -> tuple[TrialSpec, ...]:
+        """What to run now in one place: a trial or several that are trained together; none if there is none at present.
+
+        See `next_trial` for the order. Trials of a search that are trained together are all proposed before any of them
+        has a result, also after a resume. One whose worker died, or that ran out of memory, is tried again alone.
+        """
+        if self._regrouped:
+            return self._regrouped.pop(0)
+        first = self.next_trial()
+        if first is None:
+            return ()
+        together, pack = self._spec.resources.trials_together, [first]
+        most = MOST_TOGETHER if together == "auto" else together
+        if most > 1 and self._may_share(first):
+            for trial in self._beside(first):
+                if len(pack) == most or not self.budget.allows(running=self._running):
+                    break
+                self._take(trial)
+                pack.append(self._begin(trial))
+        return tuple(pack)
+
     def next_trial(self) -> TrialSpec | None:
         """A trial to run now; None if there is none at present (see `finished`).
 
@@ -148,15 +139,70 @@ class Director:
         if not self.budget.allows(running=self._running):
             return None
         trial = self._again.pop(0) if self._again else self._next_search() or self._next_confirm()
-        if trial is None:
-            return None
+        return trial and self._begin(trial)
+
+    def regroup(self, trial_ids: Sequence[str]) -> None:
+        """Let those still running of trials trained together go on as the same attempt, once one of them has ended."""
+        left = [self._running[trial_id] for trial_id in trial_ids if trial_id in self._running]
+        if self.budget.used_up:
+            for trial in left:
+                self._set_aside(trial)
+        elif left:
+            self._regrouped.append(tuple(map(self._as_it_runs, left)))
+
+    def _begin(self, trial: TrialSpec) -> TrialSpec:
         record = self._ledger.get(trial.trial_id) or new_record(trial, self._fingerprint)
-        resumed = self._ledger.get(trial.trial_id) is not None
-        record = self._ledger.put(replace(record, attempts=record.attempts + 1 if resumed else 1))
+        record = self._ledger.put(replace(record, attempts=record.attempts + 1))
         self._running[trial.trial_id] = trial
         for observer in self._observers:
             observer.trial_started(trial, record)
-        return (self._ledger.choices or Choices()).applied(_in_parts(trial, record.parts))
+        return self._as_it_runs(trial)
+
+    def _as_it_runs(self, trial: TrialSpec) -> TrialSpec:
+        record = self._ledger.get(trial.trial_id)
+        if record is not None and record.parts is not None:
+            trial = trial.model_copy(update={"train": trial.train.model_copy(update={"accumulate": record.parts})})
+        return (self._ledger.choices or Choices()).applied(trial)
+
+    def _may_share(self, trial: TrialSpec) -> bool:
+        return trains_a_head(trial) and not self._deaths[trial.trial_id] and not self.needs_room(trial.trial_id)
+
+    def _beside(self, first: TrialSpec) -> Iterator[TrialSpec]:
+        """What waits and may be trained together with a trial, in order, up to the first that may not.
+
+        So whom a trial is compared with when it is pruned stays the same as one by one.
+        """
+        state = self._by_name[first.arm]
+        if first.phase == "search":
+            self._propose_with(state, first)
+            waiting = [self._search_trial(state, *begun) for begun in state.interrupted]
+        else:
+            waiting = [self._confirm_trial(state, number) for number in state.confirm_queue]
+        for trial in [*self._again, *waiting]:
+            begun = self._ledger.get(trial.trial_id) is not None or self.budget.new_trial_allowed
+            if not begun or not may_train_together(first, trial) or not self._may_share(trial):
+                return
+            yield trial
+
+    def _take(self, trial: TrialSpec) -> None:
+        """Take a trial out of where it waits."""
+        state = self._by_name[trial.arm]
+        if trial in self._again:
+            self._again.remove(trial)
+        elif trial.phase == "search":
+            state.interrupted = [begun for begun in state.interrupted if begun[0] != trial.number]
+        else:
+            state.hand_out_confirm(trial.number)
+
+    def _propose_with(self, state: ArmState, first: TrialSpec) -> None:
+        """Propose all that is proposed together with a trial."""
+        together = self._spec.resources.trials_together
+        while state.search_started < state.search_planned and self.budget.new_trial_allowed:
+            if not state.search.proposed_together(first.number, state.search_started, together):
+                return
+            trial = self._propose(state)
+            if trial is not None:
+                self._ledger.put(new_record(trial, self._fingerprint))
 
     def needs_room(self, trial_id: str) -> bool:
         """Whether a trial ran out of memory before and should share the machine with as little as possible."""
@@ -283,16 +329,22 @@ class Director:
             state = min(states, key=lambda s: (not s.interrupted, s.search_started))
             if state.interrupted:
                 return self._search_trial(state, *state.interrupted.pop(0))
-            number, parameters = state.search.propose()
-            state.search_started += 1
-            trial = self._search_trial(state, number, parameters)
-            same_as = state.trial_with(parameters)
-            if same_as is None:
-                state.hold(number, parameters)
-                return trial
-            self._ledger.put(replace(new_record(trial, self._fingerprint), same_as=same_as))
-            state.waiting.append((number, parameters))
-            self._settle_waiting(state)
+            if self._propose(state) is None:
+                self._settle_waiting(state)
+
+    def _propose(self, state: ArmState) -> TrialSpec | None:
+        """A new search trial of an arm; None if its configuration is another one's, whose result it waits for."""
+        number, parameters = state.search.propose()
+        state.search_started += 1
+        trial = self._search_trial(state, number, parameters)
+        same_as = state.trial_with(parameters)
+        if same_as is None:
+            state.hold(number, parameters)
+            state.interrupted.append((number, parameters))
+            return trial
+        self._ledger.put(replace(new_record(trial, self._fingerprint), same_as=same_as))
+        state.waiting.append((number, parameters))
+        return None
 
     def _settle_waiting(self, state: ArmState) -> None:
         """End the trials whose configuration another one has trained meanwhile, with its result."""
@@ -326,34 +378,16 @@ class Director:
 
     def _next_confirm(self) -> TrialSpec | None:
         states = [s for s in self._arms if s.search_over and s.confirm_queue]
-        for state in sorted(states, key=lambda s: s.confirm_queue[0]):
-            number = state.confirm_queue[0]
-            seed = derive_seed(self._spec.seed, "confirm", number)
-            trial = self._spec.trial(
-                state.arm, state.best_parameters, phase="confirm", number=number, seed=seed, source=state.source
-            )
-            if self.budget.new_trial_allowed or self._ledger.get(trial.trial_id):
-                state.hand_out_confirm()
+        trials = [self._confirm_trial(state, state.confirm_queue[0]) for state in states]
+        begun = {trial.trial_id: self._ledger.get(trial.trial_id) is not None for trial in trials}
+        for trial in sorted(trials, key=lambda trial: (not begun[trial.trial_id], trial.number)):
+            if self.budget.new_trial_allowed or begun[trial.trial_id]:
+                self._by_name[trial.arm].hand_out_confirm(trial.number)
                 return trial
         return None
 
-
-def _in_parts(trial: TrialSpec, parts: int | None) -> TrialSpec:
-    if parts is None:
-        return trial
-    return trial.model_copy(update={"train": trial.train.model_copy(update={"accumulate": parts})})
-
-
-def new_record(trial: TrialSpec, data_fingerprint: str) -> TrialRecord:
-    """The record of a trial that has not begun yet."""
-    return TrialRecord(
-        trial_id=trial.trial_id,
-        arm=trial.arm,
-        phase=trial.phase,
-        number=trial.number,
-        source=trial.source,
-        seed=trial.seed,
-        # As JSON knows them: a tuple would come back from the ledger as a list.
-        parameters={name: list(v) if isinstance(v, tuple) else v for name, v in trial.parameters.items()},
-        config_hash=trial.config_hash(data_fingerprint),
-    )
+    def _confirm_trial(self, state: ArmState, number: int) -> TrialSpec:
+        seed = derive_seed(self._spec.seed, "confirm", number)
+        return self._spec.trial(
+            state.arm, state.best_parameters, phase="confirm", number=number, seed=seed, source=state.source
+        )

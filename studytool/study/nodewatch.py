@@ -12,7 +12,7 @@ from studytool.doctor.finding import Finding
 from studytool.errors import StudytoolError
 from studytool.settings import ResourceSettings
 from studytool.study.clustercheck import Needs, look_from_node, problems_in
-from studytool.study.director import Cause
+from studytool.study.events import Cause
 from studytool.study.nodes import address_of, ask_node, is_lost, node_of, slots_on_cluster
 from studytool.study.slots import Slots
 from studytool.training.memory import processes_killed_for_memory

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from studytool.results import EpochResult, Outcome, TrialRecord
 from studytool.spec import Arm, TrialSpec
-from studytool.study.director import Observer
+from studytool.study.events import Observer
 from studytool.study.ledger import Ledger
 from studytool.study.progress import duration
 from studytool.study.tracking import Tracker

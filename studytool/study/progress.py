@@ -13,7 +13,7 @@ from rich.text import Text
 
 from studytool.results import EpochResult, Outcome, TrialRecord
 from studytool.spec import Arm, StudySpec, TrialSpec
-from studytool.study.director import Observer
+from studytool.study.events import Observer
 
 
 @dataclass

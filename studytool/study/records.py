@@ -13,7 +13,24 @@ from typing import Any
 from studytool.errors import StudytoolError
 from studytool.files import disk_full_explained, write_json
 from studytool.results import TrialRecord, trial_from_dict
+from studytool.spec import TrialSpec
 from studytool.study.choices import Choices
+
+
+def new_record(trial: TrialSpec, data_fingerprint: str) -> TrialRecord:
+    """The record of a trial that nobody has tried yet."""
+    return TrialRecord(
+        attempts=0,
+        trial_id=trial.trial_id,
+        arm=trial.arm,
+        phase=trial.phase,
+        number=trial.number,
+        source=trial.source,
+        seed=trial.seed,
+        # As JSON knows them: a tuple would come back from the ledger as a list.
+        parameters={name: list(v) if isinstance(v, tuple) else v for name, v in trial.parameters.items()},
+        config_hash=trial.config_hash(data_fingerprint),
+    )
 
 
 def read_records(folder: Path) -> tuple[TrialRecord, ...]:

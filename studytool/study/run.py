@@ -28,8 +28,9 @@ from studytool.study.budget import Budget
 from studytool.study.choices import Choices, open_choices
 from studytool.study.choosing import SECONDS_IN_ALL, choose, share_gpu
 from studytool.study.counting import progress_of
-from studytool.study.director import Director, Observer
+from studytool.study.director import Director
 from studytool.study.environment import describe_environment
+from studytool.study.events import Observer
 from studytool.study.folder import keep_study
 from studytool.study.ledger import Ledger, set_aside
 from studytool.study.observers import Housekeeping, TellTracker, TrialLogs, keep_run_ids

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -33,7 +33,7 @@ from studytool.distributions import optuna_distribution
 from studytool.results import EpochResult, Outcome
 from studytool.search_settings import SchedulerSettings, SearchSettings
 from studytool.seeds import derive_seed
-from studytool.settings import MetricSettings
+from studytool.settings import MOST_TOGETHER, MetricSettings
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,7 @@ class Draw:
 
 def tpe(draw: Draw) -> BaseSampler:
     """Tree-structured Parzen estimator; the first third of the trials (3 to 10 of them) is drawn at random."""
-    startup = min(10, max(3, draw.search.trials_per_arm // 3))
-    return TPESampler(seed=draw.seed, n_startup_trials=startup, constant_liar=True)
+    return TPESampler(seed=draw.seed, n_startup_trials=_tpe_startup(draw.search), constant_liar=True)
 
 
 def random(draw: Draw) -> BaseSampler:
@@ -117,6 +116,21 @@ class ArmSearch:
     def pareto_front(self) -> tuple[int, ...]:
         """The finished trials that no other one beats in metric and cost; none where cost is no objective."""
         return tuple(trial.number for trial in self._study.best_trials) if self._weighs_cost else ()
+
+    def proposed_together(self, first: int, other: int, together: int | Literal["auto"]) -> bool:
+        """Whether two trials are proposed at once, before either has a result; a function of their numbers alone.
+
+        With "auto" only where no proposal and no pruning comes out otherwise than one by one: the median of finished
+        trials would. With a number as many as that, unless the sampler's notes on its trials (CMA-ES, NSGA-II) say
+        which results it knew.
+        """
+        most = MOST_TOGETHER if together == "auto" else together
+        if first // most != other // most or self._search.sampler not in ("random", "grid", "tpe"):
+            return False
+        if together != "auto":
+            return True
+        blind = self._search.sampler != "tpe" or max(first, other) < _tpe_startup(self._search)
+        return blind and self._search.scheduler.median is None
 
     def propose(self) -> tuple[int, dict[str, Any]]:
         """The number and the tuned factors of a new trial."""
@@ -191,6 +205,10 @@ class _Reopened(BaseSampler):
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         if self._sampler:
             self._sampler.before_trial(study, trial)
+
+
+def _tpe_startup(search: SearchSettings) -> int:
+    return min(10, max(3, search.trials_per_arm // 3))
 
 
 def _pruner(scheduler: SchedulerSettings, max_epochs: int) -> BasePruner:

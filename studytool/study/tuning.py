@@ -27,7 +27,8 @@ from studytool.errors import StudytoolError
 from studytool.files import disk_full_explained
 from studytool.results import DeviceInfo, EpochResult, epoch_from_dict
 from studytool.settings import ResourceSettings
-from studytool.study.director import Cause, Director
+from studytool.study.director import Director
+from studytool.study.events import Cause
 from studytool.study.nodes import nodes_there
 from studytool.study.nodewatch import NodeWatch
 from studytool.study.signals import Signals
@@ -129,7 +130,7 @@ def _share(config: dict[str, Any]) -> dict[str, float] | tune.PlacementGroupFact
 
 
 class _Bridge:
-    """What the three hooks of Ray Tune share: the director, and which Ray trial is which of ours."""
+    """What the three hooks of Ray Tune share: the director, and which Ray trial stands for which of ours."""
 
     def __init__(
         self,
@@ -145,7 +146,7 @@ class _Bridge:
         self.folder_of = folder_of
         self.slots = slots
         self.signals = signals
-        self.ids: dict[str, str] = {}
+        self.packs: dict[str, tuple[str, ...]] = {}
         self._check_inputs = check_inputs
         self._nodes = nodes
         self._heard_from: dict[str, str] = {}
@@ -178,19 +179,19 @@ class _Bridge:
         if self._workers_to_start:
             self._workers_to_start -= 1
             self._starting.add(ray_id)
-            return {"trial": None, **self._held()}
+            return {"trials": None, **self._held()}
         # A trial that ran out of memory is waited for, so that it gets the machine to itself.
-        taken = len(director.running) + len(self._starting) + len(self._ready)
+        taken = len(self.packs) + len(self._starting) + len(self._ready)
         if taken >= slots.count or any(map(director.needs_room, director.running)):
             return None
-        trial = self._guarded(director.next_trial)
-        if trial is None:
+        trials = self._guarded(director.next_trials)
+        if not trials:
             return None
-        self.ids[ray_id] = trial.trial_id
-        alone = director.needs_room(trial.trial_id)
+        self.packs[ray_id] = tuple(trial.trial_id for trial in trials)
+        alone = director.needs_room(trials[0].trial_id)
         return {
-            "trial": trial.model_dump_json(),
-            "folder": str(self.folder_of(trial.trial_id)),
+            "trials": [trial.model_dump_json() for trial in trials],
+            "folders": [str(self.folder_of(trial.trial_id)) for trial in trials],
             "storage": self._storage_address,
             **self._held(alone=alone),
             # A whole GPU of its own is shared with nobody; cores of one machine share its memory and clock.
@@ -226,7 +227,10 @@ class _Bridge:
         }
 
     def tell(self, ray_id: str, result: dict[str, Any]) -> bool:
-        """An epoch or the end of a trial, or a worker that is ready for one; whether Ray has to stop it."""
+        """An epoch or the end of what runs together, or a worker that is ready; whether Ray has to stop it.
+
+        Once one of several has ended, the others go on as a new trial of Ray's, from their checkpoints.
+        """
         if ray_id in self._starting | self._ready:
             if "failure" not in result:
                 return self._may_begin(ray_id)
@@ -234,22 +238,34 @@ class _Bridge:
             self.director.remark(self._nodes.refuse(result["node"], result["failure"]))
             self._not_started(ray_id)
             return True
-        trial_id = self.ids[ray_id]
-        if "failure" not in result:
-            epoch: EpochResult = epoch_from_dict(json.loads(result["epoch_result"]))
-            device = DeviceInfo(**result["device"])
-            if self._nodes is not None:
-                self._heard_from[ray_id] = result["node"]
-                self._nodes.memory_ran_out(result["node"], result["killed_for_memory"])
-            return self._guarded(lambda: self.director.epoch(trial_id, epoch, device))
-        if result["cause"] == DISK_FULL:
-            raise _Stop(StudytoolError(result["failure"]))
-        cause, line = Cause(result["cause"]), result["failure"]
-        if cause is Cause.NODE:
-            assert self._nodes is not None
-            line = self._nodes.refuse(result["node"], line)
-        self._failed(trial_id, line, cause, result["details"])
+        if "failure" in result:
+            failure = result
+            if result["cause"] == Cause.NODE.value:
+                assert self._nodes is not None
+                failure = {**result, "failure": self._nodes.refuse(result["node"], result["failure"])}
+            for trial_id in self.packs.pop(ray_id):
+                self._failed(trial_id, failure)
+            return True
+        if self._nodes is not None:
+            self._heard_from[ray_id] = result["node"]
+            self._nodes.memory_ran_out(result["node"], result["killed_for_memory"])
+        failures = json.loads(result["failures"])
+        # What failed is out of it, and may begin again elsewhere while the others go on.
+        self.packs[ray_id] = tuple(trial_id for trial_id in self.packs[ray_id] if trial_id not in failures)
+        for trial_id, failure in failures.items():
+            self._failed(trial_id, failure)
+        device = DeviceInfo(**result["device"])
+        stopped = [
+            self._epoch(trial_id, epoch_from_dict(values), device)
+            for trial_id, values in json.loads(result["results"]).items()
+        ]
+        if stopped and not any(stopped):
+            return False
+        self._guarded(lambda: self.director.regroup(self.packs.pop(ray_id)))
         return True
+
+    def _epoch(self, trial_id: str, result: EpochResult, device: DeviceInfo) -> bool:
+        return self._guarded(lambda: self.director.epoch(trial_id, result, device))
 
     def broke(self, ray_id: str, error: Exception | None) -> None:
         """A worker process died, or did not come up."""
@@ -266,9 +282,13 @@ class _Bridge:
         elif (killed := processes_killed_for_memory()) > self._killed_for_memory:
             self._killed_for_memory = killed
             cause, line = Cause.MEMORY, "its process was killed by the system"
-        self._failed(self.ids[ray_id], line, cause, details)
+        for trial_id in self.packs.pop(ray_id, ()):
+            self._failed(trial_id, {"failure": line, "cause": cause.value, "details": details})
 
-    def _failed(self, trial_id: str, message: str, cause: Cause, details: str) -> None:
+    def _failed(self, trial_id: str, failure: dict[str, str]) -> None:
+        if failure["cause"] == DISK_FULL:
+            raise _Stop(StudytoolError(failure["failure"]))
+        message, cause, details = failure["failure"], Cause(failure["cause"]), failure["details"]
         if cause in (Cause.TRIAL, Cause.WORKER):
             # Else every trial of the study would fail one after the other while a disk is not mounted.
             self._guarded(self._check_inputs)

@@ -6,7 +6,8 @@ import gc
 import json
 import time
 import traceback
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from shutil import rmtree
@@ -20,7 +21,7 @@ from ray import tune
 from studytool.errors import DiskFullError, StudytoolError
 from studytool.results import EpochResult, to_dict
 from studytool.spec import TrialSpec
-from studytool.study.director import Cause
+from studytool.study.events import Cause
 from studytool.study.nodes import this_node
 from studytool.study.nodewatch import what_node_lacks
 from studytool.study.storage import Storage, fresh_workplace
@@ -28,16 +29,17 @@ from studytool.training.memory import is_out_of_memory, processes_killed_for_mem
 
 if TYPE_CHECKING:
     from studytool.training.kept import Kept
+    from studytool.training.together import Step
 
 DISK_FULL = "disk"
 _ASKED_AGAIN_SECONDS = 0.02
 
 
 class Worker(tune.Trainable):
-    """Walks `train_trial`, one epoch per step; reused for one trial after another."""
+    """Walks `train_trial` or `train_together`, one epoch per step; reused for one trial after another."""
 
-    _epochs: Generator[EpochResult, None, None] | None = None
-    _workplace: Storage | None = None
+    _steps: Generator[Step, None, None] | None = None
+    _workplaces: tuple[Storage, ...] = ()
     _kept: Kept | None = None
     _node_lacks = ""
 
@@ -51,40 +53,39 @@ class Worker(tune.Trainable):
         """Begin another trial."""
         # A pruned trial stands at its last epoch and still holds its network.
         self.cleanup()
-        if (self._kept is None and not self._made_ready(config)) or config["trial"] is None:
+        kept = self._kept = self._kept or self._made_ready(config)
+        if kept is None or config["trials"] is None:
             return True
         from studytool.training.device import choose_device, choose_precision, describe_device
-        from studytool.training.loop import train_trial
         from studytool.training.peak import peak_flops
 
-        trial = TrialSpec.model_validate_json(config["trial"])
+        trials = [TrialSpec.model_validate_json(trial) for trial in config["trials"]]
         side_by_side = config["side_by_side"]
-        folder = Path(config["folder"])
+        folders = [Path(folder) for folder in config["folders"]]
         if config["storage"] is not None:
-            self._workplace = fresh_workplace(config["storage"], trial.trial_id)
-            folder = self._workplace.folder
-        self._epochs = train_trial(trial, folder, trials_side_by_side=side_by_side, kept=self._kept)
+            self._workplaces = tuple(fresh_workplace(config["storage"], trial.trial_id) for trial in trials)
+            folders = [workplace.folder for workplace in self._workplaces]
+        self._steps = _steps(trials, folders, side_by_side, kept)
         device = choose_device(None)
-        peak = peak_flops(device, choose_precision(trial.train.precision, device))
+        peak = peak_flops(device, choose_precision(trials[0].train.precision, device))
         self._device = to_dict(replace(describe_device(device, side_by_side), peak_flops=peak))
         return True
 
-    def _made_ready(self, config: dict[str, Any]) -> bool:
-        """Look at the node, then import what trials need; whether they can run here."""
+    def _made_ready(self, config: dict[str, Any]) -> Kept | None:
+        """Look at the node, then import what trials need; None if they cannot run here."""
         # With other versions, or without the study's storage, what follows would be the trial's failure.
         self._node_lacks = what_node_lacks(config["needs"]) if config["needs"] else ""
         if self._node_lacks:
-            return False
+            return None
         import torch
 
         from studytool.training.kept import Kept
-        from studytool.training.loop import import_backbone
+        from studytool.training.network import import_backbone
 
         torch.set_num_threads(config["cpu"])
         for name in config["backbones"]:
             import_backbone(name)
-        self._kept = Kept()
-        return True
+        return Kept()
 
     def step(self) -> dict[str, Any]:
         """Train an epoch; without a trial, say that the process is ready for one."""
@@ -94,19 +95,27 @@ class Worker(tune.Trainable):
 
         if self._node_lacks:
             return {**_told(self._node_lacks, Cause.NODE), "node": this_node(), "done": True}
-        if self._epochs is None:
+        if self._steps is None:
             time.sleep(_ASKED_AGAIN_SECONDS)
             return {"ready": True}
         try:
-            result = next(self._epochs)
-            if self._workplace is not None:
+            step = next(self._steps)
+            for workplace in self._workplaces:
                 # In the order in which they are written: a trial stopped in between goes on as from a disk.
-                self._workplace.push(LAST, WEIGHTS, RECORD, PREDICTIONS)
+                workplace.push(LAST, WEIGHTS, RECORD, PREDICTIONS)
         except Exception as error:
             self.cleanup()
             return {**_failure(error), "done": True}
-        told = {"epoch_result": json.dumps(to_dict(result)), "device": self._device, "done": result.is_last}
-        return {**told, "node": this_node(), "killed_for_memory": processes_killed_for_memory()}
+        results = {trial_id: to_dict(result) for trial_id, result in step.items() if isinstance(result, EpochResult)}
+        failures = {trial_id: _failure(error) for trial_id, error in step.items() if isinstance(error, Exception)}
+        return {
+            "results": json.dumps(results),
+            "failures": json.dumps(failures),
+            "device": self._device,
+            "node": this_node(),
+            "killed_for_memory": processes_killed_for_memory(),
+            "done": all(result["is_last"] for result in results.values()),
+        }
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
         """Ray saves a trial that it stops; ours has its own checkpoint, so there is nothing to add."""
@@ -117,11 +126,26 @@ class Worker(tune.Trainable):
 
     def cleanup(self) -> None:
         """Let go of the trial."""
-        if self._epochs is not None:
-            self._epochs.close()
-        if self._workplace is not None:
-            rmtree(self._workplace.folder, ignore_errors=True)
-            self._workplace = None
+        if self._steps is not None:
+            self._steps.close()
+        for workplace in self._workplaces:
+            rmtree(workplace.folder, ignore_errors=True)
+        self._workplaces = ()
+
+
+def _steps(
+    trials: Sequence[TrialSpec], folders: Sequence[Path], side_by_side: int, kept: Kept
+) -> Generator[Step, None, None]:
+    """The epochs of one trial, or of several that are trained together."""
+    from studytool.training.loop import train_trial
+    from studytool.training.together import train_together
+
+    if len(trials) > 1:
+        yield from train_together(trials, folders, trials_side_by_side=side_by_side, kept=kept)
+        return
+    with closing(train_trial(trials[0], folders[0], trials_side_by_side=side_by_side, kept=kept)) as epochs:
+        for result in epochs:
+            yield {trials[0].trial_id: result}
 
 
 def _failure(error: Exception) -> dict[str, str]:
@@ -134,7 +158,7 @@ def _failure(error: Exception) -> dict[str, str]:
         cause = Cause.TRIAL  # its own fault: trying again would end the same way
     else:
         cause, line = Cause.WORKER, f"{type(error).__name__}: {line}"
-    return _told(line, cause, traceback.format_exc())
+    return _told(line, cause, "".join(traceback.format_exception(error)))
 
 
 def _told(line: str, cause: Cause | None, details: str = "") -> dict[str, str]:

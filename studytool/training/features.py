@@ -67,9 +67,10 @@ class Cut:
         return sum(math.prod(shape) for shape in self.shapes)
 
 
-def find_cut(model: StagedModel, device: torch.device) -> Cut | None:
+def find_cut(model: StagedModel, device: torch.device | None) -> Cut | None:
     """Where the activations of `model` are worth keeping; None where nothing stays the same, or computing is cheaper.
 
+    Without a `device` they are, however cheap computing is.
     `gradual` freezing is not cut: its frozen part shrinks while it trains.
     """
     if not model.prefix_is_constant or model.frozen_prefix is None or model.freezing.rule == "gradual":
@@ -83,6 +84,8 @@ def find_cut(model: StagedModel, device: torch.device) -> Cut | None:
         tuple(tuple(part.shape[1:]) for part in _pathways(activations)),
         float(counter.get_total_flops()),
     )
+    if device is None:
+        return cut
     return cut if cut.flops_per_volume >= _LEAST_FLOPS_PER_BYTE[device.type] * 4 * cut.size else None
 
 
@@ -145,6 +148,24 @@ class FeatureCache:
             seconds = float(entry.manifest.provenance["seconds_per_volume"])
             self._opened[folder] = (entry, seconds)
         return self._opened[folder]
+
+    def all_at_once(
+        self, rows: NDArray[np.int64], settings: InputSettings, view: int | None, phase: Phase
+    ) -> tuple[Activations, float]:
+        """The activations of all `rows` on the device, and the seconds that reading one saves; computed if need be."""
+        try:
+            if not self.serves(rows, settings, training=view is not None):
+                raise OSError(f"the cache has no room for {len(rows)} volumes")
+            entry, seconds_per_volume = self.entry(rows, settings, view, phase)
+        except OSError as error:
+            _log.warning("frozen parts are computed anew, the cache cannot be used: %s", error)
+            feed = self.volumes(rows, settings, batch_size=self._at_once, training=False, seed=0, view=view)
+            computed = [_flattened(self.activations(volumes, phase)) for volumes, _ in feed.epoch(0)]
+            return self.restored(torch.cat(computed)), 0.0
+        with self.meter.phase("data"):
+            stored = torch.empty(len(rows), 1, *entry.manifest.shape_dhw, dtype=getattr(torch, entry.manifest.dtype))
+            entry.gather(np.arange(len(rows)), stored)
+            return self.restored(stored), seconds_per_volume
 
     def restored(self, stored: torch.Tensor) -> Activations:
         """Activations [B, ...] as the part after the cut takes them, from what a stream of an entry gives."""
@@ -220,9 +241,9 @@ class FeatureCache:
         classes = self.dataset.manifest.classes
         position = 0
         for volumes_B1DHW, labels_B in feed.epoch(0):
-            activations = _pathways(self.activations(volumes_B1DHW, phase))
+            activations = self.activations(volumes_B1DHW, phase)
             with self.meter.phase(phase):
-                flattened = torch.cat([part.flatten(1) for part in activations], dim=1).float().cpu().numpy()
+                flattened = _flattened(activations).cpu().numpy()
             for features, label in zip(flattened, labels_B.tolist(), strict=True):
                 yield Particle(
                     particle_id=str(position),
@@ -330,6 +351,10 @@ def _frozen(model: StagedModel, volumes_B1DHW: torch.Tensor, upto: str) -> Activ
 
 def _pathways(activations: Activations) -> list[torch.Tensor]:
     return list(activations) if isinstance(activations, list | tuple) else [activations]
+
+
+def _flattened(activations: Activations) -> torch.Tensor:
+    return torch.cat([part.flatten(1) for part in _pathways(activations)], dim=1).float()
 
 
 def _digest_of_weights(model: StagedModel, upto: str) -> str:

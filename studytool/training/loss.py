@@ -22,6 +22,7 @@ class Loss:
         self, settings: TrainSettings, labels: NDArray[np.int64], num_classes: int, device: torch.device
     ) -> None:
         self._settings = settings
+        self._num_classes = num_classes
         self._class_weights: torch.Tensor | None = None
         if settings.class_weights == "balanced":
             self._class_weights = balanced_weights(labels, num_classes).to(device)
@@ -34,6 +35,17 @@ class Loss:
         if self._class_weights is None:
             return loss * (len(labels_B) / len(labels_of_batch))
         return loss * (self._class_weights[labels_B].sum() / self._class_weights[labels_of_batch].sum())
+
+    def table(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same loss as a table [C, C] and the weights [C] of the classes, both float32.
+
+        Row y says how much each class's -log probability counts for a volume of class y; the loss of a batch is the
+        sum over its volumes, divided by that of their weights.
+        """
+        classes, smoothing = self._num_classes, self._settings.label_smoothing
+        weights = torch.ones(classes, device=device) if self._class_weights is None else self._class_weights
+        smoothed_CC = (1 - smoothing) * torch.eye(classes, device=device) + smoothing / classes
+        return smoothed_CC * weights, weights
 
 
 def training_loss(

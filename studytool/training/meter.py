@@ -112,21 +112,30 @@ class CostMeter:
 
     def total(self) -> Cost:
         """The cost so far, before and since the resume."""
-        measured = self._joules is not None and (self.spent == Cost() or self.spent.energy_joules is not None)
         since = Cost(
             **{f"{name}_seconds": seconds for name, seconds in self._seconds.items()},
             device_seconds=sum(self._seconds.values()) * self._share,
             samples=self._samples,
             flops=self._flops,
             peak_memory_gib=self._memory.gib,
-            energy_joules=self._energy * self._share if measured else None,
+            energy_joules=None if self._joules is None else self._energy * self._share,
             idle_seconds=self._idle,
             cache_fill_seconds=self.cache_fill_seconds,
             cache_saved_seconds=self.cache_saved_seconds,
         )
-        total = self.spent + since
-        # A sum in which one part was not measured is no measurement.
-        return total if measured else replace(total, energy_joules=None)
+        return _added(self.spent, since)
+
+    def go_on_from(self, cost: Cost) -> None:
+        """Add what the trial had cost before it was resumed."""
+        self.spent = cost
+
+    def take(self) -> Cost:
+        """The cost since the last call, outside of phases; counting begins anew."""
+        total, self.spent = self.total(), Cost()
+        self._seconds = dict.fromkeys(self._seconds, 0.0)
+        self._energy = self._flops = self._idle = self.cache_fill_seconds = self.cache_saved_seconds = 0.0
+        self._samples = 0
+        return total
 
     def _pass_time_to_open_phase(self) -> None:
         now = self._clock()
@@ -135,6 +144,49 @@ class CostMeter:
         else:
             self._idle += now - self._since
         self._since = now
+
+
+class Share:
+    """The cost of one of several trials that are trained together, under a meter that they have in common.
+
+    What they do together is shared out by `settle`; a `phase` of this object is the trial's own, with all that the
+    meter has counted since then. The peak of memory is that of all.
+    """
+
+    def __init__(self, meter: CostMeter) -> None:
+        self.spent = Cost()
+        self._meter = meter
+
+    @contextmanager
+    def phase(self, name: Phase) -> Iterator[None]:
+        """Time what is done for this trial alone; see `CostMeter.phase`."""
+        try:
+            with self._meter.phase(name):
+                yield
+        finally:
+            self.spent = _added(self.spent, self._meter.take())
+
+    def go_on_from(self, cost: Cost) -> None:
+        """Add what the trial had cost before it was resumed."""
+        self.spent = _added(cost, self.spent)
+
+    def total(self) -> Cost:
+        """The trial's cost so far."""
+        return self.spent
+
+
+def settle(meter: CostMeter, shares: Sequence[Share]) -> None:
+    """Charge what was done since the last time to these trials, in equal parts."""
+    if shares:
+        part = meter.take().shared(len(shares))
+        for share in shares:
+            share.spent = _added(share.spent, part)
+
+
+def _added(spent: Cost, since: Cost) -> Cost:
+    """Their sum; one in which one part was not measured is no measurement."""
+    measured = since.energy_joules is not None and (spent == Cost() or spent.energy_joules is not None)
+    return spent + since if measured else replace(spent + since, energy_joules=None)
 
 
 def _convolution_backward_flops(

@@ -68,7 +68,8 @@ def constant(progress: float) -> float:
 class Updater:
     """Turns losses into updates: gradients (scaled for float16), clipping, the schedule's learning rate, freezing.
 
-    `result` is the network that the trial is judged by and that is kept: `model`, or with `ema` its average.
+    `optimizer` is torch's own. `result` is the network that the trial is judged by and that is kept: `model`, or with
+    `ema` its average.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Updater:
         self._model = model
         self._settings = settings
         self._steps_per_epoch = steps_per_epoch
-        self._optimizer = build_optimizer(model, settings)
+        self.optimizer = build_optimizer(model, settings)
         device = next(model.parameters()).device
         self._scaler = torch.amp.GradScaler(device.type, enabled=scale_gradients)
         self._average = None if settings.ema is None else Average(model, settings.ema)
@@ -93,7 +94,7 @@ class Updater:
         rate, decay = self._settings.learning_rate, self._settings.weight_decay
         if parts:
             for group in parameter_groups(self._model, learning_rate=rate, weight_decay=decay, parts=parts):
-                self._optimizer.add_param_group(group)
+                self.optimizer.add_param_group(group)
         return bool(parts)
 
     def update(self, loss: torch.Tensor, step: int) -> None:
@@ -108,22 +109,22 @@ class Updater:
     def step(self, step: int) -> None:
         """Parameter update of optimizer step `step` by the gradients since the last one."""
         rate = self.learning_rate(step)
-        for group in self._optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
         if self._settings.gradient_clip is not None:
-            self._scaler.unscale_(self._optimizer)
-            trained = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+            self._scaler.unscale_(self.optimizer)
+            trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
             nn.utils.clip_grad_norm_(trained, self._settings.gradient_clip)
-        self._scaler.step(self._optimizer)
+        self._scaler.step(self.optimizer)
         self._scaler.update()
-        self._optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         if self._average is not None:
             self._average.update(self._model, step)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed trial needs, as tensors, numbers and strings."""
         return {
-            "optimizer": self._optimizer.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
             "average": {} if self._average is None else dict(self._average.model.state_dict()),
         }
@@ -133,7 +134,7 @@ class Updater:
         for epoch in range(1, epochs + 1):
             # Groups are known by their place, so they have to come in the order in which they first came.
             self.begin_epoch(epoch)
-        self._optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(state["optimizer"])
         if self._scaler.is_enabled():
             self._scaler.load_state_dict(state["scaler"])
         if self._average is not None:

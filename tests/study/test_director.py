@@ -7,7 +7,8 @@ import pytest
 from synthetic_study import STUDY, Driver, synthetic_epochs
 
 from studytool.results import Outcome
-from studytool.study.director import RETRIES, Cause, Director, Observer
+from studytool.study.director import RETRIES, Director
+from studytool.study.events import Cause, Observer
 from studytool.study.ledger import Ledger
 
 

@@ -12,9 +12,8 @@ from synthetic_study import STUDY, Driver
 
 from studytool.errors import StudytoolError
 from studytool.study.budget import device_seconds_spent
-from studytool.study.director import new_record
 from studytool.study.ledger import Ledger, set_aside, take_lock
-from studytool.study.records import read_records
+from studytool.study.records import new_record, read_records
 
 LEDGERS = Path(__file__).with_name("ledgers")
 

@@ -4,7 +4,8 @@ import pytest
 from synthetic_study import STUDY, Driver, synthetic_epochs
 
 from studytool.results import Outcome
-from studytool.study.director import Cause, Director
+from studytool.study.director import Director
+from studytool.study.events import Cause
 from studytool.study.ledger import Ledger
 
 RANGE = "learning_rate: {log_uniform: [1e-4, 1e-1]}"

@@ -31,9 +31,9 @@ from mlflow_server import free_port, server
 from studytool.errors import StudytoolError
 from studytool.report.compare import summarize_arms
 from studytool.results import Cost, Outcome
-from studytool.study.director import new_record
 from studytool.study.ledger import Ledger
 from studytool.study.observers import TellTracker, keep_run_ids
+from studytool.study.records import new_record
 from studytool.study.tracking import Tracker
 from studytool.study.tracking.logged import parameter_text, parameter_texts
 from studytool.study.tracking.store import absolute_uri, open_client, open_experiment
@@ -236,7 +236,7 @@ sys.path.insert(0, sys.argv[1])
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 import mlflow  # once, before the processes part: they shall meet at the store, not wait for imports
 from fabricated_study import make_manifest, make_spec
-from studytool.study.director import new_record
+from studytool.study.records import new_record
 from studytool.study.ledger import Ledger
 from studytool.study.observers import TellTracker, keep_run_ids
 from studytool.study.tracking import Tracker

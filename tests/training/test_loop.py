@@ -20,6 +20,7 @@ import pytest
 import torch
 from training_data import particles, write
 
+from studytool import registry
 from studytool.data.shards import Dataset, open_dataset
 from studytool.errors import DataError, TrainingError, WeightsError
 from studytool.models.adapt import StagedModel
@@ -437,7 +438,7 @@ def test_the_backbone_is_imported_before_the_clock_runs(
     make_trial: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     order: list[str] = []
-    monkeypatch.setattr(loop.registry, "load", lambda _entry: order.append("import"))
+    monkeypatch.setattr(registry, "load", lambda _entry: order.append("import"))
     monkeypatch.setattr(loop, "CostMeter", lambda *_a, **_k: order.append("clock") or pytest.fail("stop here"))
     with pytest.raises(pytest.fail.Exception):
         next(train_trial(make_trial(), tmp_path))

@@ -1,0 +1,167 @@
+"""A trial on its way, however it is trained: its results so far, its files, and what is written when an epoch ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from studytool.data.preparation import preparation_of
+from studytool.data.shards import Dataset
+from studytool.errors import TrainingError, WeightsError
+from studytool.models.adapt import StagedModel
+from studytool.results import EpochResult, Scores
+from studytool.spec import TrialSpec
+from studytool.training import trained
+from studytool.training.checkpoint import TrialState, repeat_last, save_last
+from studytool.training.device import Precision
+from studytool.training.meter import CostMeter, Share
+from studytool.training.metrics import score
+from studytool.training.optim import Updater
+from studytool.training.predictions import save_test_predictions
+
+
+class Course:
+    """Takes what each epoch has given, and keeps `last.pt` and the selected weights in step with it."""
+
+    def __init__(
+        self,
+        trial: TrialSpec,
+        folder: Path,
+        dataset: Dataset,
+        model: StagedModel,
+        updater: Updater,
+        meter: CostMeter | Share,
+        precision: Precision,
+        *,
+        steps_per_epoch: int,
+    ) -> None:
+        self.trial = trial
+        self.epochs: list[EpochResult] = []
+        self._folder = folder
+        self._dataset = dataset
+        self._model = model
+        self._updater = updater
+        self._meter = meter
+        self._precision = precision
+        self._steps_per_epoch = steps_per_epoch
+
+    def resume(self, state: TrialState) -> None:
+        """Go on after the last epoch of `state`."""
+        with self._meter.phase("checkpoint"):
+            self.epochs = list(state.epochs)
+            self._meter.go_on_from(self.epochs[-1].cost)
+            self._model.load_state_dict(state.model)
+            self._updater.load_state_dict(state.updater, len(self.epochs))
+            # If the trial was stopped between writing last.pt and writing the selected weights, they are these.
+            selected = self._selected()
+            if selected is self.epochs[-1] and not trained.holds_epoch(self._folder, selected.epoch):
+                trained.save_best(self._folder, self._updater.result, self._best_record())
+
+    def add(self, train_loss: float, val: Scores) -> None:
+        """Take the next epoch, and write what a resume needs."""
+        epoch, metric = len(self.epochs) + 1, self.trial.metric
+        value = val.metric(metric.name)
+        best = (epoch, value)
+        if self.epochs and not metric.sign * value > metric.sign * self.epochs[-1].best_value:
+            best = (self.epochs[-1].best_epoch, self.epochs[-1].best_value)
+        steps = epoch * self._steps_per_epoch
+        self.epochs.append(
+            EpochResult(
+                epoch=epoch,
+                steps=steps,
+                train_loss=train_loss,
+                learning_rate=self._updater.learning_rate(steps - 1),
+                val=val,
+                cost=self._meter.total(),
+                best_epoch=best[0],
+                best_value=best[1],
+            )
+        )
+        with self._meter.phase("checkpoint"):
+            state = TrialState(tuple(self.epochs), False, dict(self._model.state_dict()), self._updater.state_dict())
+            save_last(self._folder, state, self.trial, self._dataset.fingerprint)
+            if self._selected() is self.epochs[-1]:
+                trained.save_best(self._folder, self._updater.result, self._best_record())
+
+    def finish(self, scores_on_test: Callable[[int], Scores]) -> EpochResult:
+        """The last epoch's result; after this nothing is left to do.
+
+        In the confirm phase it has what `scores_on_test` gives for the selected epoch, whose weights are loaded then.
+        """
+        selected, test = self._selected(), None
+        with self._meter.phase("checkpoint"):
+            if not trained.holds_epoch(self._folder, selected.epoch):
+                raise WeightsError(
+                    f"{self._folder / trained.WEIGHTS} is damaged or not of epoch {selected.epoch}, which is selected; "
+                    f"remove {self._folder} to train the trial again"
+                )
+            record = trained.read_best(self._folder)
+        if self.trial.phase == "confirm":
+            with self._meter.phase("checkpoint"):
+                trained.load_best_weights(self._folder, record, self._updater.result)
+            test = scores_on_test(selected.epoch)
+            with self._meter.phase("checkpoint"):
+                trained.save_record(self._folder, replace(record, result=replace(selected, test=test)))
+        last = replace(self.epochs[-1], test=test, is_last=True, cost=self._meter.total())
+        finished = TrialState((*self.epochs[:-1], last), True, {}, {})
+        save_last(self._folder, finished, self.trial, self._dataset.fingerprint)
+        # The generation before it, too, holds the results then, and no longer the optimizer's large state.
+        repeat_last(self._folder)
+        self.epochs[-1] = last
+        return last
+
+    def scores(self, split: str, probabilities: NDArray[np.float64], epoch: int) -> Scores:
+        """How good the probabilities are for the rows of a split; those for the test split are kept.
+
+        Raises:
+            TrainingError: they are not finite.
+        """
+        with self._meter.phase("evaluate"):
+            if not np.isfinite(probabilities).all():
+                what = f"epoch {epoch}: the network's output on the {split} split is not finite"
+                raise self._diverged(what, epoch, self._steps_per_epoch - 1)
+            rows = self._dataset.rows(split)
+            labels = self._dataset.labels[rows]
+            if split == "test":
+                save_test_predictions(self._folder, probabilities, labels, rows)
+            return score(probabilities, labels, len(self._dataset.manifest.classes))
+
+    def check_finite(self, losses: torch.Tensor, epoch: int) -> None:
+        """Check the losses of the first steps of an epoch (TrainingError with what may help)."""
+        if bool(losses.isfinite().all()):
+            return
+        i = int(losses.isfinite().logical_not().nonzero()[0])
+        raise self._diverged(f"epoch {epoch}, step {i + 1}: the loss is {float(losses[i])}", epoch, i)
+
+    def _diverged(self, what: str, epoch: int, i: int) -> TrainingError:
+        rate = self._updater.learning_rate((epoch - 1) * self._steps_per_epoch + i)
+        remedies = ["lower learning_rate"]
+        if self.trial.train.gradient_clip is None:
+            remedies.append("set gradient_clip, for example to 1")
+        if self._precision != "float32":
+            remedies.append(f"set precision to float32 instead of {self._precision}")
+        return TrainingError(f"{what} at learning rate {rate:.3g}; {' or '.join(remedies)}")
+
+    def _selected(self) -> EpochResult:
+        """The epoch whose weights the trial stands for: the best one on the validation split, or the last one."""
+        if self.trial.metric.select == "last":
+            return self.epochs[-1]
+        return self.epochs[self.epochs[-1].best_epoch - 1]
+
+    def _best_record(self) -> trained.BestRecord:
+        manifest = self._dataset.manifest
+        return trained.BestRecord(
+            trial=self.trial,
+            classes=manifest.classes,
+            volume_shape_dhw=manifest.shape_dhw,
+            voxel_size_angstrom=manifest.voxel_size_angstrom,
+            data_fingerprint=self._dataset.fingerprint,
+            precision=self._precision,
+            result=self._selected(),
+            preparation=preparation_of(manifest),
+        )
