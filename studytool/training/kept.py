@@ -12,11 +12,13 @@ from typing import Any
 from torch import nn
 
 from studytool.data.manifest import MANIFEST_NAME
+from studytool.data.remote_copy import local_copy
 from studytool.data.shards import Dataset, open_dataset
 from studytool.models.adapt import StagedModel
 from studytool.models.build import build_model
 from studytool.models.weights import weights_path
 from studytool.settings import ModelSettings
+from studytool.spec import TrialSpec
 
 MOST_BYTES = 512 * 1024 * 1024
 """Of the weights of all networks kept; a network with more is built anew for each trial."""
@@ -35,6 +37,10 @@ class Kept:
         self._most_bytes = most_bytes
         self._dataset: tuple[Any, Dataset] | None = None
         self._networks: OrderedDict[Any, StagedModel] = OrderedDict()
+
+    def dataset_of(self, trial: TrialSpec) -> Dataset:
+        """What a trial reads, without the shards that it leaves out, copied to this machine if it is at an address."""
+        return self.dataset(local_copy(trial.data_path, leave_out=trial.data_leave_out), trial.data_split)
 
     def dataset(self, folder: Path, split: str) -> Dataset:
         """As `open_dataset`."""

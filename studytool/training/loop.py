@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 
 from studytool.data.labels import training_rows
-from studytool.data.remote_copy import local_copy
 from studytool.data.shards import Dataset
 from studytool.models.anatomy import Activations
 from studytool.results import EpochResult, Scores
@@ -78,8 +77,7 @@ def train_trial(
     kept = kept or Kept(most_bytes=0)
     try:
         with meter.phase("data"):
-            data = local_copy(trial.data_path, leave_out=trial.data_leave_out)
-            dataset = kept.dataset(data, trial.data_split)
+            dataset = kept.dataset_of(trial)
             check_data(trial, dataset)
             check_compiler(trial, chosen)
         with meter.phase("checkpoint"):

@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from studytool.data.labels import Rows, training_rows
-from studytool.data.remote_copy import local_copy
 from studytool.data.stream import epoch_order
 from studytool.errors import StudytoolError, TrainingError, WeightsError
 from studytool.models.adapt import POOL, StagedModel, make_head
@@ -116,7 +115,7 @@ class _Pack:
         self._held: dict[tuple[int, bytes], tuple[int | None, torch.Tensor, float]] = {}
         first = members[0].trial
         with meter.phase("data"):
-            self._dataset = kept.dataset(local_copy(first.data_path), first.data_split)
+            self._dataset = kept.dataset_of(first)
             check_data(first, self._dataset)
         states = [self._take_up(member) for member in members]
         settle(meter, [member.share for member in members if member.training])

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from training_data import particles, write
 
 from studytool.errors import StudytoolError, TrainingError, WeightsError
 from studytool.models.backbones import BACKBONES
@@ -201,6 +202,15 @@ def test_finished_trials_only_repeat_their_results(make_trials: MakeTrials, tmp_
     shutil.rmtree(tmp_path / "cache")
     assert together(trials, tmp_path) == found
     assert not (tmp_path / "cache").exists()
+
+
+def test_shards_that_one_leaves_out_all_leave_out(make_trials: MakeTrials, tmp_path: Path):
+    data = write(tmp_path / "data", particles(), volumes_per_shard=4)
+    whole = make_trials(data_path=str(data))
+    trials = [trial.model_copy(update={"data_leave_out": ("part-00001.parquet",)}) for trial in whole]
+    one_by_one(trials[:1], tmp_path / "first")  # fills the cache, which is charged to it
+    expected = one_by_one(trials, tmp_path / "alone")
+    assert_alike(together(trials, tmp_path / "together"), expected)
 
 
 def test_the_cost_of_all_is_shared_out(make_trials: MakeTrials, tmp_path: Path):

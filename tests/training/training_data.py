@@ -40,7 +40,9 @@ def particles(seed: int = 0, classes: tuple[str, ...] = CLASSES, counts: dict[st
                 )
 
 
-def write(folder: Path, items: Iterable[Particle]) -> Path:
+def write(folder: Path, items: Iterable[Particle], *, volumes_per_shard: int = 64) -> Path:
     """Write the particles as a dataset of float16."""
-    write_dataset(items, folder, dtype="float16", provenance={"made": "for a test"}, volumes_per_shard=64)
+    write_dataset(
+        items, folder, dtype="float16", provenance={"made": "for a test"}, volumes_per_shard=volumes_per_shard
+    )
     return folder
