@@ -46,8 +46,6 @@ class Worker(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         """Import what trials need, and begin the first one, unless the process is only to be ready for one."""
         self.reset_config(config)
-        # Every trial ends with a collection, which need not walk through all that is imported each time.
-        gc.freeze()
 
     def reset_config(self, config: dict[str, Any]) -> bool:
         """Begin another trial."""
@@ -128,6 +126,9 @@ class Worker(tune.Trainable):
         """Let go of the trial."""
         if self._steps is not None:
             self._steps.close()
+            if not gc.get_freeze_count():
+                # Every trial ends with a collection, which need not walk through all that the first one has imported.
+                gc.freeze()
         for workplace in self._workplaces:
             rmtree(workplace.folder, ignore_errors=True)
         self._workplaces = ()

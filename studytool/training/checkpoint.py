@@ -1,7 +1,8 @@
 """`last.pt`: all that a stopped trial needs to go on, whole or not there, with the generation before it beside it.
 
 It is written with `torch.save` and holds tensors, numbers and strings only. Nobody has to trust it: its checksums are
-verified, nothing in it is run, and a trial never goes on from the state of another one.
+verified, nothing in it is run, and a trial never goes on from the state of another one. Parameters that are frozen are
+not in it: most of a network would be written after every epoch, and be the same.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ import shutil
 import struct
 import zipfile
 import zlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import ValidationError
+from torch import nn
 
 from studytool.errors import WeightsError
 from studytool.files import disk_full_explained, whole_file
@@ -36,12 +40,54 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrialState:
-    """A trial after some epochs. A finished one needs its results only, so `model` and `updater` are empty."""
+    """A trial after some epochs. A finished one needs its results only, so `model` and `updater` are empty.
+
+    `frozen` is the `fingerprint` of the parameters that `model` lacks.
+    """
 
     epochs: tuple[EpochResult, ...]
     finished: bool
     model: dict[str, torch.Tensor]
     updater: dict[str, Any]
+    frozen: str = ""
+
+
+def frozen_parameters(model: nn.Module) -> frozenset[str]:
+    """The names of the parameters that are not trained at present; none of them was trained before."""
+    return frozenset(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
+
+
+def fingerprint(model: nn.Module, names: Collection[str]) -> str:
+    """Tells these parameters from others of the same names and shapes, by sums of their bits; of none it is empty.
+
+    It notices weights that were replaced by chance or by mistake; `studytool.models.weights` those tampered with.
+    """
+    parameters = dict(model.named_parameters())
+    sums = {name: _sum_of_bits(parameters[name]) for name in sorted(names)}
+    return f"{zlib.crc32(json.dumps(sums).encode()):08x}" if sums else ""
+
+
+def _sum_of_bits(parameter: nn.Parameter) -> int:
+    # In the order in which they lie in memory, which is quickest and may be another one when the trial is resumed.
+    numbers = parameter.detach().cpu().as_strided((parameter.numel(),), (1,))
+    return int(numbers.view(_INTEGERS[numbers.itemsize]).numpy().sum(dtype=np.int64))
+
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def restore_model(model: nn.Module, state: TrialState, folder: Path) -> None:
+    """Put the state of a trial in `folder` into its model, as it was built for the trial.
+
+    Raises:
+        WeightsError: the state's is another network, or was trained on other frozen weights.
+    """
+    missing, unknown = model.load_state_dict(state.model, strict=False)
+    if unknown or not frozen_parameters(model).issuperset(missing) or fingerprint(model, missing) != state.frozen:
+        raise WeightsError(
+            f"{folder / LAST}: was trained on other weights than those the network now has; put the earlier ones back, "
+            f"or remove {folder} to train the trial from the start"
+        )
 
 
 def save_last(folder: Path, state: TrialState, trial: TrialSpec, data_fingerprint: str) -> None:
@@ -55,6 +101,7 @@ def save_last(folder: Path, state: TrialState, trial: TrialSpec, data_fingerprin
         "finished": state.finished,
         "model": state.model,
         "updater": state.updater,
+        "frozen": state.frozen,
     }
     last = folder / LAST
     with whole_file(last) as temporary:
@@ -125,12 +172,14 @@ def _read(path: Path) -> dict[str, Any]:
         raise WeightsError(f"{path} is damaged or no checkpoint of studytool ({type(error).__name__})") from error
     except (zipfile.BadZipFile, zlib.error, struct.error) as error:
         raise WeightsError(f"{path} is damaged or cut off ({error})") from error
+    if isinstance(content, dict):
+        content.setdefault("frozen", "")  # before, the whole network was kept
     if not isinstance(content, dict) or content.keys() != _KEYS or content["format"] != FORMAT:
         raise WeightsError(f"{path} is no checkpoint of this version of studytool (format {FORMAT})")
     return content
 
 
-_KEYS = {"format", "trial", "data_fingerprint", "config_hash", "epochs", "finished", "model", "updater"}
+_KEYS = {"format", "trial", "data_fingerprint", "config_hash", "epochs", "finished", "model", "updater", "frozen"}
 
 
 def _state(path: Path, content: dict[str, Any]) -> TrialState:
@@ -138,7 +187,7 @@ def _state(path: Path, content: dict[str, Any]) -> TrialState:
         epochs = tuple(epoch_from_dict(epoch) for epoch in json.loads(content["epochs"]))
     except (ValueError, TypeError, KeyError) as error:
         raise WeightsError(f"{path}: its results cannot be read ({error})") from error
-    return TrialState(epochs, content["finished"], content["model"], content["updater"])
+    return TrialState(epochs, content["finished"], content["model"], content["updater"], content["frozen"])
 
 
 def _check_same_trial(path: Path, content: dict[str, Any], trial: TrialSpec, data_fingerprint: str) -> None:

@@ -17,7 +17,14 @@ from studytool.models.adapt import StagedModel
 from studytool.results import EpochResult, Scores
 from studytool.spec import TrialSpec
 from studytool.training import trained
-from studytool.training.checkpoint import TrialState, repeat_last, save_last
+from studytool.training.checkpoint import (
+    TrialState,
+    fingerprint,
+    frozen_parameters,
+    repeat_last,
+    restore_model,
+    save_last,
+)
 from studytool.training.device import Precision
 from studytool.training.meter import CostMeter, Share
 from studytool.training.metrics import score
@@ -49,13 +56,15 @@ class Course:
         self._meter = meter
         self._precision = precision
         self._steps_per_epoch = steps_per_epoch
+        self._frozen: frozenset[str] = frozenset()
+        self._fingerprint = ""
 
     def resume(self, state: TrialState) -> None:
         """Go on after the last epoch of `state`."""
         with self._meter.phase("checkpoint"):
             self.epochs = list(state.epochs)
             self._meter.go_on_from(self.epochs[-1].cost)
-            self._model.load_state_dict(state.model)
+            restore_model(self._model, state, self._folder)
             self._updater.load_state_dict(state.updater, len(self.epochs))
             # If the trial was stopped between writing last.pt and writing the selected weights, they are these.
             selected = self._selected()
@@ -83,8 +92,7 @@ class Course:
             )
         )
         with self._meter.phase("checkpoint"):
-            state = TrialState(tuple(self.epochs), False, dict(self._model.state_dict()), self._updater.state_dict())
-            save_last(self._folder, state, self.trial, self._dataset.fingerprint)
+            save_last(self._folder, self._state(), self.trial, self._dataset.fingerprint)
             if self._selected() is self.epochs[-1]:
                 trained.save_best(self._folder, self._updater.result, self._best_record())
 
@@ -146,6 +154,13 @@ class Course:
         if self._precision != "float32":
             remedies.append(f"set precision to float32 instead of {self._precision}")
         return TrainingError(f"{what} at learning rate {rate:.3g}; {' or '.join(remedies)}")
+
+    def _state(self) -> TrialState:
+        frozen = frozen_parameters(self._model)
+        if frozen != self._frozen:  # gradual freezing releases more of them from time to time
+            self._frozen, self._fingerprint = frozen, fingerprint(self._model, frozen)
+        model = {name: tensor for name, tensor in self._model.state_dict().items() if name not in frozen}
+        return TrialState(tuple(self.epochs), False, model, self._updater.state_dict(), self._fingerprint)
 
     def _selected(self) -> EpochResult:
         """The epoch whose weights the trial stands for: the best one on the validation split, or the last one."""

@@ -31,6 +31,7 @@ from studytool.training import loop, trained
 from studytool.training.checkpoint import LAST, PREVIOUS
 from studytool.training.loop import train_trial
 from studytool.training.metrics import score
+from studytool.training.trained import load_trained
 
 MakeTrial = Callable[..., TrialSpec]
 
@@ -353,6 +354,27 @@ def test_a_folder_of_another_trial_is_refused(make_trial: MakeTrial, tmp_path: P
     next(train_trial(make_trial(), tmp_path))
     with pytest.raises(WeightsError, match=r"made with train\.batch_size = 8, now 4"):
         next(train_trial(make_trial(batch_size=4), tmp_path))
+
+
+@pytest.mark.parametrize(("freeze", "kept"), [("none", 1), ("backbone", 0), ("stage1", 1 / 3)])
+def test_a_checkpoint_holds_what_is_trained_and_goes_on_from_the_same_frozen_weights_only(
+    make_trial: MakeTrial, tmp_path: Path, freeze: str, kept: float
+):
+    trial = make_trial(freeze=freeze)
+    walk = train_trial(trial, tmp_path)
+    next(walk)
+    walk.close()
+    content = torch.load(tmp_path / LAST, weights_only=True)
+    network = load_trained(tmp_path).model
+    names = {name for name, _ in network.named_parameters() if not name.startswith("head.")}
+    assert len(names & content["model"].keys()) / len(names) == kept
+    assert {name for name, _ in (*network.named_buffers(), *network.head.named_parameters(prefix="head"))} <= {
+        *content["model"]
+    }
+    if freeze != "none":
+        torch.save({**content, "frozen": "00000000"}, tmp_path / LAST)
+        with pytest.raises(WeightsError, match="was trained on other weights than those the network now has"):
+            list(train_trial(trial, tmp_path))
 
 
 def test_selected_weights_that_are_lost_are_not_replaced_by_others(make_trial: MakeTrial, tmp_path: Path):
