@@ -111,9 +111,9 @@ def driver_kills(folder: Path, count: int, seed: int, scheduler: str = "asha") -
                         time.sleep(rng.uniform(0, SECONDS_OF_TRAINING))
                     finished = process.poll() is not None
                     process.kill()
-                    process.communicate()
+                    _, err = process.communicate()
                     if finished and process.returncode:
-                        raise BrokenPromiseError(f"exit code {process.returncode}")
+                        raise BrokenPromiseError(f"exit code {process.returncode}: {err}")
                     kills, killed = kills + (not finished), killed + (not finished)
                 else:
                     _, err = process.communicate()

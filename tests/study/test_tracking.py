@@ -8,6 +8,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import textwrap
 import time
 from collections import Counter
 from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
@@ -173,6 +174,27 @@ def test_a_folder_or_another_file_in_the_stores_place_is_refused_and_kept(tmp_pa
         with pytest.raises(StudytoolError, match=r"notes\.db cannot be read as an SQLite database"):
             Tracker(f"sqlite:///{other}", spec)
         assert other.read_bytes() == content
+
+
+def test_what_a_killed_process_had_written_by_half_is_taken_back(place):
+    def names() -> list[str]:
+        with closing(sqlite3.connect("mlflow.db")) as database:
+            return [name for (name,) in database.execute("SELECT name FROM experiments")]
+
+    Tracker(place.uri, place.spec).close()
+    before = names()
+    killed = """
+        import os, signal, sqlite3
+        database = sqlite3.connect("mlflow.db", isolation_level=None)
+        database.execute("PRAGMA cache_size = 1")  # what is written goes to the file before the transaction ends
+        database.execute("BEGIN")
+        database.executemany("INSERT INTO experiments (name) VALUES (?)", ((f"{i}" * 200,) for i in range(1000)))
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(killed)], check=False)
+    assert Path("mlflow.db-journal").stat().st_size > 0
+    Tracker(place.uri, place.spec).close()
+    assert names() == before
 
 
 def test_a_store_of_another_mlflow_version_is_refused_with_what_to_do(place):

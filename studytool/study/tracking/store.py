@@ -163,12 +163,17 @@ def _create_sqlite_store(path: Path) -> None:
             SqlAlchemyStore(f"sqlite:///{temporary}", str(path.parent / "mlruns")).engine.dispose()
         path.chmod(0o600)
     try:
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+        # Not read-only: what a killed process had written by half is taken back by whoever reads next.
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=_LOCKED_SECONDS)) as database:
             database.execute("SELECT count(*) FROM sqlite_master").fetchone()
     except sqlite3.DatabaseError as error:  # MLflow would try for two minutes, then fail with the same
         raise StudytoolError(
             f"tracking.uri: {path} cannot be read as an SQLite database ({error}); move it away, or name another file"
         ) from error
+
+
+_LOCKED_SECONDS = 60.0
+"""Longer than any other study or the UI writes at a time."""
 
 
 @contextmanager
