@@ -140,7 +140,8 @@ def _compiled(spec: StudySpec, meter: Meter, choices: Choices) -> tuple[bool, st
             saved += gained
     share = saved / in_all if in_all else 0.0
     word = "on" if share >= LEAST_GAIN else "off"
-    return word == "on", f"compile: {word}: compiled, the trials would train {share:+.0%} faster, compiling included"
+    times = f"{1 - share:.2g} times as long" if in_all else "as long"
+    return word == "on", f"compile: {word}: compiled, the trials would take {times}, compiling included"
 
 
 def seconds_saved(
