@@ -198,6 +198,7 @@ def _measured_epochs(content: dict[str, Any], scratch: Path) -> Iterator[Measure
     before, first_epoch_seconds = None, 0.0
     folder = scratch / "trial"
     folder.mkdir()
+    weights_bytes = 0
     for result in train_trial(trial, folder):
         cost = result.cost
         since = {
@@ -205,13 +206,14 @@ def _measured_epochs(content: dict[str, Any], scratch: Path) -> Iterator[Measure
             for name in ("data", "train", "evaluate", "checkpoint")
         }
         first_epoch_seconds = first_epoch_seconds or since["train"] + since["data"]
+        weights_bytes = weights_bytes or _weights_bytes(trial, content)
         yield Measurement(
             # Opening the dataset and building the network are in the first epoch's share.
             seconds_per_step=(since["train"] + (since["data"] if before else 0.0)) / steps,
             seconds_per_evaluated_volume=since["evaluate"] / counts["val"],
             checkpoint_seconds=since["checkpoint"],
             peak_memory_gib=cost.peak_memory_gib,
-            weights_bytes=_bytes(folder / "best.safetensors"),
+            weights_bytes=weights_bytes,
             state_bytes=_bytes(folder / "last.pt"),
             settled=before is not None,
             first_epoch_seconds=first_epoch_seconds,
@@ -219,6 +221,14 @@ def _measured_epochs(content: dict[str, Any], scratch: Path) -> Iterator[Measure
         if before is not None:
             return
         before = cost
+
+
+def _weights_bytes(trial: TrialSpec, content: Mapping[str, Any]) -> int:
+    from studytool.models.build import build_model
+
+    shape, classes = content["shape_dhw"], content["num_classes"]
+    model = build_model(trial.model, num_classes=classes, volume_shape_dhw=tuple(shape), seed=trial.seed)
+    return sum(tensor.nbytes for tensor in model.state_dict().values())
 
 
 def _steps(trial: TrialSpec) -> int:

@@ -1,7 +1,7 @@
 """`last.pt`: all that a stopped trial needs to go on, whole or not there, with the generation before it beside it.
 
 It is written with `torch.save` and holds tensors, numbers and strings only. Nobody has to trust it: its checksums are
-verified, nothing in it is run, and a trial never goes on from the state of another one. Parameters that are frozen are
+verified, nothing in it is run, and a trial never goes on from the state of another one. Parameters that stay frozen are
 not in it: most of a network would be written after every epoch, and be the same.
 """
 
@@ -15,7 +15,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from torch import nn
 
 from studytool.errors import WeightsError
 from studytool.files import disk_full_explained, whole_file
+from studytool.models.adapt import StagedModel
 from studytool.results import EpochResult, epoch_from_dict, to_dict
 from studytool.settings import HANDLING
 from studytool.spec import TrialSpec
@@ -33,7 +34,7 @@ from studytool.spec import TrialSpec
 LAST = "last.pt"
 PREVIOUS = "last.pt.previous"
 DAMAGED = "last.pt.damaged"
-FORMAT = 1
+FORMAT = 2
 
 _log = logging.getLogger(__name__)
 
@@ -42,18 +43,22 @@ _log = logging.getLogger(__name__)
 class TrialState:
     """A trial after some epochs. A finished one needs its results only, so `model` and `updater` are empty.
 
-    `frozen` is the `fingerprint` of the parameters that `model` lacks.
+    `selected` has the weights of the selected epoch, unless that is the last one. `frozen` is the `fingerprint` of the
+    parameters that both lack.
     """
 
     epochs: tuple[EpochResult, ...]
     finished: bool
     model: dict[str, torch.Tensor]
     updater: dict[str, Any]
+    selected: dict[str, torch.Tensor] = field(default_factory=dict)
     frozen: str = ""
 
 
-def frozen_parameters(model: nn.Module) -> frozenset[str]:
-    """The names of the parameters that are not trained at present; none of them was trained before."""
+def frozen_parameters(model: StagedModel) -> frozenset[str]:
+    """The names of the parameters that are as they were built, and stay so."""
+    if model.freezing.rule == "gradual":
+        return frozenset()
     return frozenset(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
 
 
@@ -76,7 +81,7 @@ def _sum_of_bits(parameter: nn.Parameter) -> int:
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def restore_model(model: nn.Module, state: TrialState, folder: Path) -> None:
+def restore_model(model: StagedModel, state: TrialState, folder: Path) -> None:
     """Put the state of a trial in `folder` into its model, as it was built for the trial.
 
     Raises:
@@ -98,10 +103,7 @@ def save_last(folder: Path, state: TrialState, trial: TrialSpec, data_fingerprin
         "data_fingerprint": data_fingerprint,
         "config_hash": trial.config_hash(data_fingerprint),
         "epochs": json.dumps([to_dict(epoch) for epoch in state.epochs], allow_nan=False),
-        "finished": state.finished,
-        "model": state.model,
-        "updater": state.updater,
-        "frozen": state.frozen,
+        **{name: getattr(state, name) for name in _STATE},
     }
     last = folder / LAST
     with whole_file(last) as temporary:
@@ -172,14 +174,13 @@ def _read(path: Path) -> dict[str, Any]:
         raise WeightsError(f"{path} is damaged or no checkpoint of studytool ({type(error).__name__})") from error
     except (zipfile.BadZipFile, zlib.error, struct.error) as error:
         raise WeightsError(f"{path} is damaged or cut off ({error})") from error
-    if isinstance(content, dict):
-        content.setdefault("frozen", "")  # before, the whole network was kept
     if not isinstance(content, dict) or content.keys() != _KEYS or content["format"] != FORMAT:
         raise WeightsError(f"{path} is no checkpoint of this version of studytool (format {FORMAT})")
     return content
 
 
-_KEYS = {"format", "trial", "data_fingerprint", "config_hash", "epochs", "finished", "model", "updater", "frozen"}
+_STATE = ("finished", "model", "updater", "selected", "frozen")
+_KEYS = {"format", "trial", "data_fingerprint", "config_hash", "epochs", *_STATE}
 
 
 def _state(path: Path, content: dict[str, Any]) -> TrialState:
@@ -187,7 +188,7 @@ def _state(path: Path, content: dict[str, Any]) -> TrialState:
         epochs = tuple(epoch_from_dict(epoch) for epoch in json.loads(content["epochs"]))
     except (ValueError, TypeError, KeyError) as error:
         raise WeightsError(f"{path}: its results cannot be read ({error})") from error
-    return TrialState(epochs, content["finished"], content["model"], content["updater"], content["frozen"])
+    return TrialState(epochs, **{name: content[name] for name in _STATE})
 
 
 def _check_same_trial(path: Path, content: dict[str, Any], trial: TrialSpec, data_fingerprint: str) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from studytool.data.preparation import preparation_of
 from studytool.data.shards import Dataset
-from studytool.errors import TrainingError, WeightsError
+from studytool.errors import TrainingError
 from studytool.models.adapt import StagedModel
 from studytool.results import EpochResult, Scores
 from studytool.spec import TrialSpec
@@ -33,7 +33,7 @@ from studytool.training.predictions import save_test_predictions
 
 
 class Course:
-    """Takes what each epoch has given, and keeps `last.pt` and the selected weights in step with it."""
+    """Takes what each epoch has given, keeps `last.pt` in step with it, and at last writes the selected weights."""
 
     def __init__(
         self,
@@ -56,8 +56,9 @@ class Course:
         self._meter = meter
         self._precision = precision
         self._steps_per_epoch = steps_per_epoch
-        self._frozen: frozenset[str] = frozenset()
-        self._fingerprint = ""
+        self._frozen = frozen_parameters(model)
+        self._fingerprint: str | None = None
+        self._weights_selected: dict[str, torch.Tensor] = {}
 
     def resume(self, state: TrialState) -> None:
         """Go on after the last epoch of `state`."""
@@ -66,10 +67,7 @@ class Course:
             self._meter.go_on_from(self.epochs[-1].cost)
             restore_model(self._model, state, self._folder)
             self._updater.load_state_dict(state.updater, len(self.epochs))
-            # If the trial was stopped between writing last.pt and writing the selected weights, they are these.
-            selected = self._selected()
-            if selected is self.epochs[-1] and not trained.holds_epoch(self._folder, selected.epoch):
-                trained.save_best(self._folder, self._updater.result, self._best_record())
+            self._weights_selected = state.selected or self._weights()
 
     def add(self, train_loss: float, val: Scores) -> None:
         """Take the next epoch, and write what a resume needs."""
@@ -92,26 +90,22 @@ class Course:
             )
         )
         with self._meter.phase("checkpoint"):
+            if self._selected() is self.epochs[-1]:
+                self._weights_selected = self._weights()
             save_last(self._folder, self._state(), self.trial, self._dataset.fingerprint)
             if self._selected() is self.epochs[-1]:
-                trained.save_best(self._folder, self._updater.result, self._best_record())
+                trained.save_record(self._folder, self._best_record())
 
     def finish(self, scores_on_test: Callable[[int], Scores]) -> EpochResult:
         """The last epoch's result; after this nothing is left to do.
 
-        In the confirm phase it has what `scores_on_test` gives for the selected epoch, whose weights are loaded then.
+        Now the selected weights are written, whole; in the confirm phase `scores_on_test` is asked for theirs.
         """
         selected, test = self._selected(), None
         with self._meter.phase("checkpoint"):
-            if not trained.holds_epoch(self._folder, selected.epoch):
-                raise WeightsError(
-                    f"{self._folder / trained.WEIGHTS} is damaged or not of epoch {selected.epoch}, which is selected; "
-                    f"remove {self._folder} to train the trial again"
-                )
-            record = trained.read_best(self._folder)
+            self._updater.result.load_state_dict(self._weights_selected, strict=False)
+            record = trained.save_best(self._folder, self._updater.result, self._best_record())
         if self.trial.phase == "confirm":
-            with self._meter.phase("checkpoint"):
-                trained.load_best_weights(self._folder, record, self._updater.result)
             test = scores_on_test(selected.epoch)
             with self._meter.phase("checkpoint"):
                 trained.save_record(self._folder, replace(record, result=replace(selected, test=test)))
@@ -156,11 +150,16 @@ class Course:
         return TrainingError(f"{what} at learning rate {rate:.3g}; {' or '.join(remedies)}")
 
     def _state(self) -> TrialState:
-        frozen = frozen_parameters(self._model)
-        if frozen != self._frozen:  # gradual freezing releases more of them from time to time
-            self._frozen, self._fingerprint = frozen, fingerprint(self._model, frozen)
-        model = {name: tensor for name, tensor in self._model.state_dict().items() if name not in frozen}
-        return TrialState(tuple(self.epochs), False, model, self._updater.state_dict(), self._fingerprint)
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint(self._model, self._frozen)
+        selected = {} if self._selected() is self.epochs[-1] else self._weights_selected
+        model = {name: tensor for name, tensor in self._model.state_dict().items() if name not in self._frozen}
+        return TrialState(tuple(self.epochs), False, model, self._updater.state_dict(), selected, self._fingerprint)
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """What the trial would be judged by now, copied; without what is frozen."""
+        state = self._updater.result.state_dict()
+        return {name: tensor.detach().cpu().clone() for name, tensor in state.items() if name not in self._frozen}
 
     def _selected(self) -> EpochResult:
         """The epoch whose weights the trial stands for: the best one on the validation split, or the last one."""

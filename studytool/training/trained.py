@@ -1,4 +1,7 @@
-"""`best.safetensors` and `best.json`: the selected weights of a trial, and all that is needed to use them."""
+"""`best.safetensors` and `best.json`: the selected weights of a trial, and all that is needed to use them.
+
+The weights are written when the trial has had its last epoch; until then the record names the epoch selected so far.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,8 @@ _PREPARATION: TypeAdapter[Preparation | None] = TypeAdapter(Preparation | None)
 class BestRecord:
     """What `best.json` says about `best.safetensors`: which trial and epoch, and what the network takes and gives.
 
-    `result` is the selected epoch; its `test` is filled in when a trial of the confirm phase has ended.
+    `result` is the selected epoch; its `test` is filled in when a trial of the confirm phase has ended. `sha256` is
+    that of the weights, empty while there are none.
     `precision` is the number format that "auto" meant where the trial ran. `preparation` says what was done to the
     volumes before they became the dataset; None in files of older versions.
     """
@@ -80,8 +84,8 @@ def load_trained(folder: Path) -> Trained:
     return Trained(model.eval(), record)
 
 
-def save_best(folder: Path, model: torch.nn.Module, record: BestRecord) -> None:
-    """Write the model's weights and then, as the proof that they are whole, the record with their SHA-256."""
+def save_best(folder: Path, model: torch.nn.Module, record: BestRecord) -> BestRecord:
+    """Write the model's weights and then, as the proof that they are whole, the record with their SHA-256; gives it."""
     weights = folder / WEIGHTS
     tensors = {
         name: torch.clone(tensor.detach().cpu(), memory_format=torch.contiguous_format)
@@ -89,7 +93,9 @@ def save_best(folder: Path, model: torch.nn.Module, record: BestRecord) -> None:
     }
     with whole_file(weights) as temporary:
         save_file(tensors, temporary)
-    save_record(folder, replace(record, sha256=sha256_of(weights)))
+    record = replace(record, sha256=sha256_of(weights))
+    save_record(folder, record)
+    return record
 
 
 def save_record(folder: Path, record: BestRecord) -> None:
@@ -114,7 +120,7 @@ def read_best(folder: Path) -> BestRecord:
     """The record of a trial's selected weights (WeightsError if there is none or it cannot be used)."""
     path = folder / RECORD
     if not path.exists():
-        raise WeightsError(f"{folder}: no {RECORD} there; give the folder of a trial that has finished an epoch")
+        raise WeightsError(f"{folder}: no {RECORD} there; give the folder of a trial that has ended")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
@@ -139,19 +145,11 @@ def read_best(folder: Path) -> BestRecord:
         raise WeightsError(f"{path} is damaged ({type(error).__name__}: {error})") from error
 
 
-def holds_epoch(folder: Path, epoch: int) -> bool:
-    """Whether the files of the selected weights are there, whole, and of this epoch."""
-    try:
-        record = read_best(folder)
-    except WeightsError:
-        return False
-    weights = folder / WEIGHTS
-    return record.result.epoch == epoch and weights.exists() and sha256_of(weights) == record.sha256
-
-
 def load_best_weights(folder: Path, record: BestRecord, model: torch.nn.Module) -> None:
     """Put the selected weights into `model`, after checking that they are the ones the record is about."""
     weights = folder / WEIGHTS
+    if not record.sha256:
+        raise WeightsError(f"{folder}: the trial has not ended, and its weights are not written yet; let it go on")
     if not weights.exists():
         raise WeightsError(f"{weights} is missing; remove {folder} to train the trial again")
     if sha256_of(weights) != record.sha256:

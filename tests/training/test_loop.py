@@ -24,14 +24,15 @@ from studytool import registry
 from studytool.data.shards import Dataset, open_dataset
 from studytool.errors import DataError, TrainingError, WeightsError
 from studytool.models.adapt import StagedModel
+from studytool.models.build import build_model
 from studytool.predict import predict_dataset
 from studytool.results import Cost, EpochResult, to_dict
 from studytool.spec import TrialSpec
-from studytool.training import loop, trained
+from studytool.training import loop
 from studytool.training.checkpoint import LAST, PREVIOUS
 from studytool.training.loop import train_trial
 from studytool.training.metrics import score
-from studytool.training.trained import load_trained
+from studytool.training.trained import load_trained, read_best
 
 MakeTrial = Callable[..., TrialSpec]
 
@@ -184,7 +185,7 @@ def test_a_compiled_network_trains_as_the_plain_one_and_resumes(make_trial: Make
     assert timeless(resumed) == timeless(straight)
     assert [r.cost.flops for r in straight] == [r.cost.flops for r in plain]
     assert [r.train_loss for r in straight] == pytest.approx([r.train_loss for r in plain], rel=1e-3)
-    names = {name: list(trained.load_trained(tmp_path / name).model.state_dict()) for name in ("plain", "straight")}
+    names = {name: list(load_trained(tmp_path / name).model.state_dict()) for name in ("plain", "straight")}
     assert names["plain"] == names["straight"]
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0, "something was compiled"
 
@@ -243,9 +244,9 @@ def test_a_crash_at_any_rename_changes_nothing(
             pass
         monkeypatch.setattr(Path, "replace", rename)
         assert timeless(train_trial(trial, folder)) == straight, f"crash at rename {crash_at}"
-        record = trained.read_best(folder)
-        assert trained.holds_epoch(folder, straight[-1].best_epoch if select == "best" else 2)
-        assert record.result.test == straight[-1].test
+        selected = load_trained(folder).record.result
+        assert selected.epoch == (straight[-1].best_epoch if select == "best" else 2)
+        assert selected.test == straight[-1].test
     assert crash_at > 8
 
 
@@ -308,7 +309,7 @@ def test_the_selected_epoch_is_the_best_or_the_last(make_trial: MakeTrial, tmp_p
     best = list(train_trial(make_trial(**chosen), tmp_path / "best"))[-1]
     last = list(train_trial(make_trial(**chosen, select="last"), tmp_path / "last"))[-1]
     assert best.best_epoch == last.best_epoch < 6, "the case is only of interest if they differ"
-    records = {name: trained.read_best(tmp_path / name) for name in ("best", "last")}
+    records = {name: read_best(tmp_path / name) for name in ("best", "last")}
     assert records["best"].result.epoch == best.best_epoch
     assert records["last"].result.epoch == 6
     assert (records["best"].result.test, records["last"].result.test) == (best.test, last.test)
@@ -365,7 +366,9 @@ def test_a_checkpoint_holds_what_is_trained_and_goes_on_from_the_same_frozen_wei
     next(walk)
     walk.close()
     content = torch.load(tmp_path / LAST, weights_only=True)
-    network = load_trained(tmp_path).model
+    record = read_best(tmp_path)
+    classes, shape = len(record.classes), record.volume_shape_dhw
+    network = build_model(trial.model, num_classes=classes, volume_shape_dhw=shape, seed=trial.seed)
     names = {name for name, _ in network.named_parameters() if not name.startswith("head.")}
     assert len(names & content["model"].keys()) / len(names) == kept
     assert {name for name, _ in (*network.named_buffers(), *network.head.named_parameters(prefix="head"))} <= {
@@ -377,15 +380,24 @@ def test_a_checkpoint_holds_what_is_trained_and_goes_on_from_the_same_frozen_wei
             list(train_trial(trial, tmp_path))
 
 
-def test_selected_weights_that_are_lost_are_not_replaced_by_others(make_trial: MakeTrial, tmp_path: Path):
-    trial = make_trial(max_epochs=6, learning_rate=0.03, phase="confirm")
-    walk = train_trial(trial, tmp_path)
+@pytest.mark.parametrize("freeze", ["none", "stage1", "backbone", "gradual"])
+def test_the_weights_written_at_the_end_are_those_of_the_selected_epoch(
+    make_trial: MakeTrial, tmp_path: Path, freeze: str
+):
+    changes = {"freeze": freeze, "gradual_epochs": 1, "learning_rate": 0.2, "augment": (), "schedule": "constant"}
+    trial = make_trial(max_epochs=6, seed=3, **changes)
+    walk = train_trial(trial, tmp_path / "a")
     results = [next(walk) for _ in range(5)]
     walk.close()
+    assert not (tmp_path / "a" / "best.safetensors").exists()
+    last = list(train_trial(trial, tmp_path / "a"))[-1]
     assert results[-1].best_epoch < 5
-    (tmp_path / "best.safetensors").write_bytes(b"x")
-    with pytest.raises(WeightsError, match=r"best\.safetensors is damaged or not of epoch"):
-        list(train_trial(trial, tmp_path))
+    assert last.best_epoch < 6
+    again = predict_dataset(tmp_path / "a", Path(trial.data_path), "val", device="cpu")
+    val = open_dataset(Path(trial.data_path))
+    probabilities = again.probabilities
+    found = score(probabilities, val.labels[val.rows("val")], probabilities.shape[1])
+    assert found.loss == pytest.approx([*results, last][last.best_epoch - 1].val.loss, rel=1e-5)
 
 
 @pytest.mark.parametrize("epochs", [1, 3])
@@ -405,13 +417,13 @@ def test_nothing_of_a_trial_stays_in_memory(make_trial: MakeTrial, tmp_path: Pat
 
 
 def test_mixed_precision_trains_the_float32_weights(make_trial: MakeTrial, tmp_path: Path):
-    plain = next(train_trial(make_trial(precision="float32"), tmp_path / "a"))
-    mixed = next(train_trial(make_trial(precision="bfloat16"), tmp_path / "b"))
+    [plain] = train_trial(make_trial(precision="float32", max_epochs=1), tmp_path / "a")
+    [mixed] = train_trial(make_trial(precision="bfloat16", max_epochs=1), tmp_path / "b")
     assert mixed.train_loss != plain.train_loss
     assert mixed.train_loss == pytest.approx(plain.train_loss, rel=0.05)
-    tensors = trained.load_trained(tmp_path / "b").model.state_dict().values()
+    tensors = load_trained(tmp_path / "b").model.state_dict().values()
     assert {t.dtype for t in tensors} == {torch.float32, torch.int64}
-    assert trained.read_best(tmp_path / "b").precision == "bfloat16"
+    assert read_best(tmp_path / "b").precision == "bfloat16"
 
 
 @pytest.mark.slow
