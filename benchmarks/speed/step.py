@@ -19,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ import torch
 
 from studytool.data.particles import Particle
 from studytool.data.shards import write_dataset
+from studytool.errors import TrainingError
 from studytool.files import write_text
 from studytool.models.backbones import BACKBONES
 from studytool.models.build import build_model
@@ -82,7 +83,7 @@ def main() -> None:
                 why = (str(error).splitlines() or [""])[0]
                 lines.append(f"| {name} | not measured: {type(error).__name__}: {why} |")
             else:
-                lines.append(row(name, rounds))
+                lines.append(row(name, rounds, loops))
         print(lines[-1], file=sys.stderr, flush=True)
     print(text := "\n".join(lines) + "\n")
     if options.out:
@@ -126,19 +127,21 @@ def table_head(loops: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
 
 
-def row(name: str, rounds: Sequence[Mapping[str, Epoch]]) -> str:
-    """A line of the table: medians over the rounds."""
+def row(name: str, rounds: Sequence[Mapping[str, Epoch]], loops: Iterable[str]) -> str:
+    """A line of the table: medians over the rounds; a loop that broke on the way has none."""
 
     def median(loop: str) -> float:
         return statistics.median(r[loop].volumes_per_second for r in rounds)
 
-    loops = [loop for loop in rounds[0] if loop != "plain"]
     waiting = statistics.median(r["studytool"].waiting for r in rounds)
     cells = [name, f"{median('plain'):.3g}", f"{median('studytool'):.3g}", f"{waiting:.1%}"]
     for loop in loops:
+        if loop not in rounds[-1]:
+            cells.append("broke")
+            continue
         ratios = [r[loop].volumes_per_second / r["plain"].volumes_per_second for r in rounds]
         cells.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
-    return f"| {' | '.join([*cells, max(rounds[0], key=median)])} |"
+    return f"| {' | '.join([*cells, max(rounds[-1], key=median)])} |"
 
 
 def measure(
@@ -161,9 +164,22 @@ def measure(
                 (folder / loop).mkdir()
                 epochs = own_epochs(trial_of(name, folder, settings, options), folder / loop, device)
             running[loop] = stack.enter_context(closing(epochs))
-        for epochs in running.values():
-            next(epochs)
-        return [{loop: next(epochs) for loop, epochs in running.items()} for _round in range(options.rounds)]
+        turns = [take_turns(running) for _round in range(1 + options.rounds)]
+        return turns[1:]
+
+
+def take_turns(running: dict[str, Iterator[Epoch]]) -> dict[str, Epoch]:
+    """An epoch of each; one of the settings that are only tried and breaks is left out from then on."""
+    found = {}
+    for loop, epochs in [*running.items()]:
+        try:
+            found[loop] = next(epochs)
+        except TrainingError as error:
+            if loop in ("plain", "studytool"):
+                raise
+            print(f"{loop}: {error}", file=sys.stderr)
+            del running[loop]
+    return found
 
 
 def trial_of(name: str, folder: Path, settings: Mapping[str, Any], options: argparse.Namespace) -> TrialSpec:
