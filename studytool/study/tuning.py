@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -85,6 +86,7 @@ def run_trials(
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(_MOST_PENDING)
     # Else it writes all its trials down every ten seconds, longer and longer, up to a twentieth of the time.
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(_NEVER_SECONDS)
+    sys.setswitchinterval(_SWITCH_SECONDS)
     bridge = _Bridge(director, folder_of, slots, signals, check_inputs, nodes, storage_address)
     try:
         tune.Tuner(
@@ -112,6 +114,11 @@ def run_trials(
 _MOST_PENDING = 10_000  # `_Bridge.ask` says how many trials there are at once, not Ray Tune
 _NEVER_SECONDS = 1_000_000_000
 _OTHERS_START_WITHIN_SECONDS = 60.0
+_SWITCH_SECONDS = 0.0005
+"""Ray's loop gives Python's lock away dozens of times between two trials, and the thread that tells MLflow takes it.
+
+With Python's own 5 ms it would be kept waiting for most of the time from one trial to the next.
+"""
 
 
 class _Stop(BaseException):

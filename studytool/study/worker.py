@@ -77,12 +77,15 @@ class Worker(tune.Trainable):
             return None
         import torch
 
+        from studytool.training import loop, together  # noqa: F401 - with all that they import
         from studytool.training.kept import Kept
         from studytool.training.network import import_backbone
 
         torch.set_num_threads(config["cpu"])
         for name in config["backbones"]:
             import_backbone(name)
+        # Every trial ends with a collection, which need not walk through all that was imported here.
+        gc.freeze()
         return Kept()
 
     def step(self) -> dict[str, Any]:
@@ -126,9 +129,6 @@ class Worker(tune.Trainable):
         """Let go of the trial."""
         if self._steps is not None:
             self._steps.close()
-            if not gc.get_freeze_count():
-                # Every trial ends with a collection, which need not walk through all that the first one has imported.
-                gc.freeze()
         for workplace in self._workplaces:
             rmtree(workplace.folder, ignore_errors=True)
         self._workplaces = ()
