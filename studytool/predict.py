@@ -106,7 +106,7 @@ class Predictor:
         self.record: BestRecord = trained.record
         self.classes = trained.classes
         self.trial = trained.trial
-        self.memory_format = choose_memory_format(self.trial.train.channels_last, trained.model)
+        self.memory_format = choose_memory_format(self.trial.train.channels_last, trained.model, self.device)
         self.model = trained.model.to(self.device).to(memory_format=self.memory_format)
         self._precision = choose_precision(self.trial.train.precision, self.device)
 

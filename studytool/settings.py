@@ -224,7 +224,7 @@ class TrainSettings(Settings):
     `batch_size`, with the learning rate that follows from the one set or tuned (times the factor for sgd, its square
     root for adam and adamw); "auto" is the largest power of two that is faster and fits into memory. What "auto" means
     is chosen once for a study and kept; a single `studytool train` takes "off" and 1. "auto" precision is bfloat16
-    where a GPU computes it, else float32; "auto" channels_last is on for networks made of convolutions.
+    where a GPU computes it, else float32; "auto" channels_last is on for convolutions on a GPU.
     `retry_out_of_memory`: a trial that runs out of memory is tried once more with four times as many parts of a batch.
     """
 

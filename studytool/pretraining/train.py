@@ -137,7 +137,7 @@ class _Run:
         self.settings = settings
         self.device = device
         self.precision = choose_precision(settings.precision, device)
-        self.memory_format = choose_memory_format(settings.channels_last, model)
+        self.memory_format = choose_memory_format(settings.channels_last, model, self.device)
         self.steps_per_epoch = max(1, source.count // settings.batch_size)
         model.to(device).to(memory_format=self.memory_format)
         self.updater = Updater(

@@ -72,7 +72,7 @@ def feature_maps(trial_folder: Path, dataset: Dataset, *, most: int = MOST_VOLUM
     labels = dataset.labels[rows]
     maps = []
     for model in (untrained, trained.model):
-        memory_format = choose_memory_format(trial.train.channels_last, model)
+        memory_format = choose_memory_format(trial.train.channels_last, model, device)
         feed = Feed(
             dataset,
             rows,

@@ -44,7 +44,7 @@ def build_network(
     model = kept.network(
         trial.model, num_classes=len(manifest.classes), volume_shape_dhw=manifest.shape_dhw, seed=trial.seed
     )
-    memory_format = choose_memory_format(trial.train.channels_last, model)
+    memory_format = choose_memory_format(trial.train.channels_last, model, device)
     precision = choose_precision(trial.train.precision, device)
     model.to(device).to(memory_format=memory_format)
     cut = find_cut(model, None if however_cheap else device) if trial.cache == "auto" else None

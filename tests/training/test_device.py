@@ -42,10 +42,14 @@ def test_auto_precision_on_a_cpu_is_float32():
         ("convolutional", "off", torch.contiguous_format),
     ],
 )
-def test_channels_last_is_for_networks_of_convolutions(network: str, setting: str, expected: torch.memory_format):
+def test_channels_last_is_for_networks_of_convolutions_on_a_gpu(
+    network: str, setting: str, expected: torch.memory_format
+):
     settings = ModelSettings(backbone=f"training_nets:{network}")
     model = build_model(settings, num_classes=3, volume_shape_dhw=(8, 8, 8), seed=0)
-    assert devices.choose_memory_format(setting, model) == expected
+    assert devices.choose_memory_format(setting, model, torch.device("cuda")) == expected
+    if setting == "auto":
+        assert devices.choose_memory_format(setting, model, torch.device("cpu")) == torch.contiguous_format
 
 
 def test_seeding_is_undone():
