@@ -224,7 +224,8 @@ class TrainSettings(Settings):
     `batch_size`, with the learning rate that follows from the one set or tuned (times the factor for sgd, its square
     root for adam and adamw); "auto" is the largest power of two that is faster and fits into memory. What "auto" means
     is chosen once for a study and kept; a single `studytool train` takes "off" and 1. "auto" precision is bfloat16
-    where a GPU computes it, else float32; "auto" channels_last is on for convolutions on a GPU.
+    where a GPU computes it, else float32; "auto" channels_last is on for convolutions on a GPU, and "auto"
+    optimizers are fused (one kernel updates all tensors) where torch has one.
     `retry_out_of_memory`: a trial that runs out of memory is tried once more with four times as many parts of a batch.
     """
 
@@ -244,6 +245,7 @@ class TrainSettings(Settings):
     gradient_clip: Annotated[float, Field(gt=0)] | None = None
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     channels_last: Literal["auto", "on", "off"] = "auto"
+    fused: Literal["auto", "off"] = "auto"
     compile: Literal["off", "on", "graphs", "auto"] = "off"
     retry_out_of_memory: bool = True
 
@@ -324,6 +326,9 @@ class ResourceSettings(Settings):
     proposes without looking at results (all of `random` and `grid`, the first ones of `tpe`, the seeds that confirm).
     A number has `tpe` propose that many at once throughout.
 
+    A worker process is kept for one trial after another; with `keep_workers: false` each trial has one of its own, and
+    pays for its start.
+
     `price_per_device_hour`, in `currency`, turns device-hours into money.
     """
 
@@ -332,6 +337,7 @@ class ResourceSettings(Settings):
     trials_per_gpu: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = 1
     trials_at_once: Literal["auto"] | Annotated[int, Field(ge=1, le=10_000)] = "auto"
     trials_together: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = "auto"
+    keep_workers: bool = True
     price_per_device_hour: Annotated[float, Field(gt=0)] | None = None
     currency: Annotated[str, Field(min_length=1, max_length=8)] = "USD"
 

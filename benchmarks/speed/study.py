@@ -41,7 +41,15 @@ from studytool.study.records import read_records
 
 HERE = Path(__file__).parent
 BACKBONES, FREEZES, RATES = ("r3d_18", "r2plus1d_18"), ("none", "stage3", "backbone"), (1e-3, 3e-4)
-SWITCHED_OFF = ("cache=off", "train.precision=float32", "train.channels_last=off", "train.compile=off")
+SWITCHED_OFF = (
+    "cache=off",
+    "train.precision=float32",
+    "train.channels_last=off",
+    "train.fused=off",
+    "train.compile=off",
+    "resources.trials_together=1",
+    "resources.keep_workers=false",
+)
 """What this issue brought, as `--set` of a study without it."""
 WAYS = ("studytool", "switched off", "Ray's tutorial", "Optuna's loop")
 STUDY = """

@@ -320,6 +320,7 @@ def _run_trials(
                     check_inputs=partial(check_inputs, spec, dataset),
                     nodes=nodes,
                     storage_address=spec.storage_address,
+                    keep_workers=spec.resources.keep_workers,
                 )
     except BaseException:
         if signals.caught is None:

@@ -62,6 +62,7 @@ def run_trials(
     check_inputs: Callable[[], None],
     nodes: NodeWatch | None = None,
     storage_address: str | None = None,
+    keep_workers: bool = True,
 ) -> str | None:
     """Run the director's trials until none is left; the name of the signal that ended it early, or None.
 
@@ -74,6 +75,7 @@ def run_trials(
         check_inputs: raises a StudytoolError if what every trial needs is no longer there: no trial's fault.
         nodes: on a cluster, whose nodes come and go, knows which of them trials may run on.
         storage_address: where the workers put their checkpoints instead of `folder_of`.
+        keep_workers: let a process that has ended a trial take the next one.
 
     Raises:
         StudytoolError: the study cannot go on, for example since the disk is full; no trial is lost by it.
@@ -87,11 +89,11 @@ def run_trials(
     # Else it writes all its trials down every ten seconds, longer and longer, up to a twentieth of the time.
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(_NEVER_SECONDS)
     sys.setswitchinterval(_SWITCH_SECONDS)
-    bridge = _Bridge(director, folder_of, slots, signals, check_inputs, nodes, storage_address)
+    bridge = _Bridge(director, folder_of, slots, signals, check_inputs, nodes, storage_address, keep_workers)
     try:
         tune.Tuner(
             tune.with_resources(Worker, _share),
-            tune_config=tune.TuneConfig(search_alg=_AskDirector(bridge), num_samples=-1, reuse_actors=True),
+            tune_config=tune.TuneConfig(search_alg=_AskDirector(bridge), num_samples=-1, reuse_actors=keep_workers),
             run_config=tune.RunConfig(
                 name="study",
                 storage_path=str(scratch),
@@ -148,6 +150,7 @@ class _Bridge:
         check_inputs: Callable[[], None],
         nodes: NodeWatch | None,
         storage_address: str | None,
+        keep_workers: bool = True,
     ) -> None:
         self.director = director
         self.folder_of = folder_of
@@ -159,7 +162,7 @@ class _Bridge:
         self._heard_from: dict[str, str] = {}
         self._backbones = director.backbones
         # A worker that takes seconds to import what trials need does so before one begins and its clock runs.
-        self._workers_to_start = min(slots.count, sum(director.trials_left.values()))
+        self._workers_to_start = min(slots.count, sum(director.trials_left.values())) if keep_workers else 0
         self._starting: set[str] = set()
         self._ready: set[str] = set()
         self._first_ready = math.inf

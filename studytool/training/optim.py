@@ -24,10 +24,11 @@ Schedule = Callable[[float], float]
 def build_optimizer(model: StagedModel, settings: TrainSettings) -> torch.optim.Optimizer:
     """The optimizer of what is trained in the first epoch; weight decay spares biases and normalizations.
 
-    One fused kernel updates all tensors where torch has one.
+    With `fused: auto` one kernel updates all tensors where torch has one.
     """
     kind = registry.lookup("optimizer", settings.optimizer, registry.OPTIMIZERS)
-    options = {"momentum": settings.momentum, "nesterov": settings.momentum > 0, "fused": True}
+    fused = True if settings.fused == "auto" else None
+    options = {"momentum": settings.momentum, "nesterov": settings.momentum > 0, "fused": fused}
     accepted = inspect.signature(kind).parameters
     optimizer: torch.optim.Optimizer = kind(
         parameter_groups(model, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay),

@@ -1,4 +1,7 @@
-"""Heads trained together in a real study: what is found, and what MLflow has of it, is as one by one."""
+"""Heads trained together in a real study: what is found, and what MLflow has of it, is as one by one.
+
+And so is what is found in processes that are kept for one trial after another, compared with one for each.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +29,11 @@ def overlaps(study: Study) -> int:
 
 @pytest.mark.end_to_end
 @pytest.mark.timeout(600)
-def test_trained_together_or_one_by_one_a_study_finds_the_same(tmp_path, monkeypatch):
+def test_together_in_kept_workers_or_each_in_its_own_a_study_finds_the_same(tmp_path, monkeypatch):
     monkeypatch.setenv("STUDYTOOL_CACHE", str(tmp_path / "cache"))
     together, alone = (
-        Study(tmp_path / name, HEADS.replace("trials_at_once: 1", f"trials_at_once: 1, trials_together: {most}"))
-        for name, most in (("together", '"auto"'), ("alone", 1))
+        Study(tmp_path / name, HEADS.replace("trials_at_once: 1", f"trials_at_once: 1, {resources}"))
+        for name, resources in {"together": "cpu: 1", "alone": "trials_together: 1, keep_workers: false"}.items()
     )
     together.run()
     shutil.copytree(together.folder / "data", alone.folder / "data")

@@ -63,13 +63,15 @@ def test_weight_decay_spares_biases_and_norms(name: str):
         assert decay[id(parameter)] == (0.5 if is_weight else 0.0), parameter_name
 
 
+@pytest.mark.parametrize("fused", ["auto", "off"])
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
-def test_updates_are_those_of_torch_with_channels_last_too(name: str):
+def test_updates_are_those_of_torch_with_channels_last_too(name: str, fused: str):
     """The fused kernels read memory in its order, whatever the layout: compare with the plain loop over tensors."""
-    chosen = settings(optimizer=name, weight_decay=0.1, schedule="constant")
+    chosen = settings(optimizer=name, weight_decay=0.1, schedule="constant", fused=fused)
     model, reference = network(), network()
     model.to(memory_format=torch.channels_last_3d)
     updater = Updater(model, chosen, steps_per_epoch=5, scale_gradients=False)
+    assert bool(updater.optimizer.param_groups[0]["fused"]) == (fused == "auto")
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}[name]
     extra = {"momentum": 0.9, "nesterov": True} if name == "sgd" else {}
     plain = kind(build_optimizer(reference, chosen).param_groups, lr=0.1, foreach=False, fused=False, **extra)
