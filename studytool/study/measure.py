@@ -226,7 +226,7 @@ def _measured_epochs(content: dict[str, Any], scratch: Path) -> Iterator[Measure
 def _weights_bytes(trial: TrialSpec, content: Mapping[str, Any]) -> int:
     from studytool.models.build import build_model
 
-    shape, classes = content["shape_dhw"], content["num_classes"]
+    shape, classes = content["volume_shape_dhw"], content["num_classes"]
     model = build_model(trial.model, num_classes=classes, volume_shape_dhw=tuple(shape), seed=trial.seed)
     return sum(tensor.nbytes for tensor in model.state_dict().values())
 
