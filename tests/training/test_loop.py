@@ -460,7 +460,7 @@ def test_sigkill_at_random_moments_changes_nothing(make_trial: MakeTrial, tmp_pa
 
 @pytest.mark.slow
 def test_a_real_video_network(make_trial: MakeTrial, tmp_path: Path):
-    trial = make_trial(backbone="s3d", max_epochs=2, phase="confirm", batch_size=7, freeze="stage1")
+    trial = make_trial(backbone="s3d", max_epochs=2, phase="confirm", batch_size=7, freeze="stage1", learning_rate=1e-3)
     straight = list(train_trial(trial, tmp_path / "straight"))
     next(train_trial(trial, tmp_path / "stopped"))
     resumed = list(train_trial(trial, tmp_path / "stopped"))
