@@ -92,6 +92,13 @@ def parameter_groups(
     return groups
 
 
+def frozen_parameters(model: StagedModel) -> frozenset[str]:
+    """The names of the parameters that are as they were built, and stay so."""
+    if model.freezing.rule == "gradual":
+        return frozenset()
+    return frozenset(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
+
+
 def freeze_report(model: StagedModel) -> tuple[StageRow, ...]:
     """Parameters, trained parameters and buffer entries of every part, from the stem to the head."""
     return tuple(

@@ -27,6 +27,7 @@ from torch import nn
 from studytool.errors import WeightsError
 from studytool.files import disk_full_explained, whole_file
 from studytool.models.adapt import StagedModel
+from studytool.models.freeze import frozen_parameters
 from studytool.results import EpochResult, epoch_from_dict, to_dict
 from studytool.settings import HANDLING
 from studytool.spec import TrialSpec
@@ -53,13 +54,6 @@ class TrialState:
     updater: dict[str, Any]
     selected: dict[str, torch.Tensor] = field(default_factory=dict)
     frozen: str = ""
-
-
-def frozen_parameters(model: StagedModel) -> frozenset[str]:
-    """The names of the parameters that are as they were built, and stay so."""
-    if model.freezing.rule == "gradual":
-        return frozenset()
-    return frozenset(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
 
 
 def fingerprint(model: nn.Module, names: Collection[str]) -> str:

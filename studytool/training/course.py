@@ -14,13 +14,13 @@ from studytool.data.preparation import preparation_of
 from studytool.data.shards import Dataset
 from studytool.errors import TrainingError
 from studytool.models.adapt import StagedModel
+from studytool.models.freeze import frozen_parameters
 from studytool.results import EpochResult, Scores
 from studytool.spec import TrialSpec
 from studytool.training import trained
 from studytool.training.checkpoint import (
     TrialState,
     fingerprint,
-    frozen_parameters,
     repeat_last,
     restore_model,
     save_last,
@@ -70,7 +70,7 @@ class Course:
             self._weights_selected = state.selected or self._weights()
 
     def add(self, train_loss: float, val: Scores) -> None:
-        """Take the next epoch, and write what a resume needs."""
+        """Take the next epoch, and write what a resume needs; after the last one `finish` writes all there is."""
         epoch, metric = len(self.epochs) + 1, self.trial.metric
         value = val.metric(metric.name)
         best = (epoch, value)
@@ -92,6 +92,8 @@ class Course:
         with self._meter.phase("checkpoint"):
             if self._selected() is self.epochs[-1]:
                 self._weights_selected = self._weights()
+            if epoch == self.trial.train.max_epochs:
+                return
             save_last(self._folder, self._state(), self.trial, self._dataset.fingerprint)
             if self._selected() is self.epochs[-1]:
                 trained.save_record(self._folder, self._best_record())

@@ -13,7 +13,7 @@ from torch import nn
 
 from studytool import registry
 from studytool.models.adapt import StagedModel
-from studytool.models.freeze import parameter_groups, release
+from studytool.models.freeze import frozen_parameters, parameter_groups, release
 from studytool.settings import TrainSettings
 from studytool.training.average import Average
 
@@ -124,10 +124,12 @@ class Updater:
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed trial needs, as tensors, numbers and strings."""
+        average = {} if self._average is None else self._average.model.state_dict()
+        frozen = frozen_parameters(self._model)
         return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
-            "average": {} if self._average is None else dict(self._average.model.state_dict()),
+            "average": {name: mean for name, mean in average.items() if name not in frozen},
         }
 
     def load_state_dict(self, state: dict[str, Any], epochs: int) -> None:
@@ -139,4 +141,4 @@ class Updater:
         if self._scaler.is_enabled():
             self._scaler.load_state_dict(state["scaler"])
         if self._average is not None:
-            self._average.model.load_state_dict(state["average"])
+            self._average.model.load_state_dict(state["average"], strict=False)

@@ -102,6 +102,7 @@ RESUMED = {
     "adamw with warm-up": {"warmup_epochs": 1.5, "augment": ("turns", "shift", "noise"), "dropout": 0.2},
     "sgd in float16": {"optimizer": "sgd", "schedule": "multistep", "precision": "float16", "select": "last"},
     "gradual release, confirm": {"freeze": "gradual", "gradual_epochs": 1, "phase": "confirm", "channels_last": "off"},
+    "average of the weights, frozen": {"ema": 0.9, "freeze": "stage1"},
     "average of the weights, confirm": {"ema": 0.9, "phase": "confirm", "accumulate": 2, "class_weights": "balanced"},
 }
 
@@ -361,7 +362,7 @@ def test_a_folder_of_another_trial_is_refused(make_trial: MakeTrial, tmp_path: P
 def test_a_checkpoint_holds_what_is_trained_and_goes_on_from_the_same_frozen_weights_only(
     make_trial: MakeTrial, tmp_path: Path, freeze: str, kept: float
 ):
-    trial = make_trial(freeze=freeze)
+    trial = make_trial(freeze=freeze, ema=0.9)
     walk = train_trial(trial, tmp_path)
     next(walk)
     walk.close()
@@ -370,7 +371,8 @@ def test_a_checkpoint_holds_what_is_trained_and_goes_on_from_the_same_frozen_wei
     classes, shape = len(record.classes), record.volume_shape_dhw
     network = build_model(trial.model, num_classes=classes, volume_shape_dhw=shape, seed=trial.seed)
     names = {name for name, _ in network.named_parameters() if not name.startswith("head.")}
-    assert len(names & content["model"].keys()) / len(names) == kept
+    for state in (content["model"], content["updater"]["average"]):
+        assert len(names & state.keys()) / len(names) == kept
     assert {name for name, _ in (*network.named_buffers(), *network.head.named_parameters(prefix="head"))} <= {
         *content["model"]
     }
