@@ -101,9 +101,11 @@ class Worker(tune.Trainable):
             return {"ready": True}
         try:
             step = next(self._steps)
+            # In the order in which they are written: a trial stopped in between goes on as from a disk.
+            has_ended = any(isinstance(result, EpochResult) and result.is_last for result in step.values())
+            written = (WEIGHTS, PREDICTIONS, RECORD, LAST) if has_ended else (LAST, RECORD)
             for workplace in self._workplaces:
-                # In the order in which they are written: a trial stopped in between goes on as from a disk.
-                workplace.push(LAST, WEIGHTS, RECORD, PREDICTIONS)
+                workplace.push(*written)
         except Exception as error:
             self.cleanup()
             return {**_failure(error), "done": True}

@@ -10,6 +10,7 @@ import pytest
 
 from studytool.data.particles import Particle
 from studytool.data.shards import write_dataset
+from studytool.remote import RemoteFolder
 from studytool.results import Cost, Outcome, TrialRecord
 from studytool.spec import load_study
 from studytool.study.director import Director
@@ -18,6 +19,7 @@ from studytool.study.signals import Signals
 from studytool.study.slots import Slots
 from studytool.study.tuning import _Bridge
 from studytool.study.worker import Worker
+from studytool.training.trained import load_trained
 
 STUDY = """
 name: heads
@@ -131,3 +133,63 @@ def test_a_driver_killed_after_every_few_steps_finds_the_same_to_the_last_bit(tm
     killed, sizes = run(tmp_path / "killed", data, "auto", kill_every=5)
     assert {i: timeless(r) for i, r in killed.items()} == {i: timeless(r) for i, r in whole.items()}
     assert max(sizes) == 6
+
+
+class KilledError(BaseException):
+    """Ends a worker, whatever it catches."""
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_a_worker_killed_between_any_two_files_for_the_address_loses_nothing(tmp_path, data, monkeypatch, together):
+    text = STUDY.format(data=data, together=together).replace("max_epochs: 4", "max_epochs: 2")
+    (tmp_path / "a.yaml").write_text(text)
+    spec = load_study(tmp_path / "a.yaml", [f"output={tmp_path}"])
+    arm = spec.list_arms()[0]
+    trials = [spec.trial(arm, {}, phase="confirm", number=k, seed=0, source=0) for k in range(together)]
+    for most in itertools.count():
+        there = tmp_path / f"there-{most}"
+        with monkeypatch.context() as patched:
+            patched.setattr(RemoteFolder, "put", dying_after(most, RemoteFolder.put))
+            killed = not trained_to_the_end(trials, there)
+        trained_to_the_end(trials, there)
+        for trial in trials:
+            assert load_trained(there / "trials" / trial.trial_id).record.result.test is not None
+        if not killed:
+            break
+    assert most == 6 * together, "last.pt and best.json, then best.safetensors, test_predictions, best.json, last.pt"
+
+
+def dying_after(count: int, put):
+    puts = itertools.count()
+
+    def put_or_die(*words: object) -> None:
+        if next(puts) == count:
+            raise KilledError
+        put(*words)
+
+    return put_or_die
+
+
+def trained_to_the_end(trials, there) -> bool:
+    worker = Worker(task_of(trials, f"file://{there}"))
+    try:
+        while not worker.step()["done"]:
+            pass
+    except KilledError:
+        return False
+    finally:
+        worker.cleanup()
+    return True
+
+
+def task_of(trials, address: str) -> dict[str, object]:
+    """What a worker is given to train these trials in one place, with their files at an address."""
+    return {
+        "trials": [trial.model_dump_json() for trial in trials],
+        "folders": ["" for _ in trials],
+        "storage": address,
+        "backbones": [trials[0].model.backbone],
+        "needs": None,
+        "cpu": 1,
+        "side_by_side": 1,
+    }
