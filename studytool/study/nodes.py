@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import socket
@@ -29,9 +30,9 @@ from studytool.study.slots import Node, Slots, count_slots
 PATIENCE_SECONDS = 120.0
 """A node's first answer takes as long as Python, torch and the project need to load there."""
 _NOTICED_WITHIN_SECONDS = 10.0
+"""A cluster may notice that a node is lost so much later than that its workers are silent."""
 _SILENCE_NOTICED_WITHIN_SECONDS = 40.0
 """Ray gives up a node that has not answered five times, every three seconds; later where the head is busy."""
-"""A cluster may notice that a node is lost so much later than that its workers are silent."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def ray_session(address: str | None = None) -> Iterator[Path]:
         finally:
             # Ray asks each of its processes to end and waits a second for it; these have nothing to put in order.
             end_helpers(folder, but=("raylet", "gcs_server"))
-            ray.shutdown()
+            _leave_ray()
 
 
 def _start_ray(folder: Path) -> None:
@@ -120,7 +121,7 @@ def _start_ray(folder: Path) -> None:
                 )
             return
         except Exception as error:  # Ray has no class for it
-            ray.shutdown()
+            _leave_ray()
             end_helpers(folder, but=())
             if not chances:
                 line = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -146,7 +147,20 @@ def joined(address: str) -> Iterator[None]:
     try:
         yield
     finally:
+        _leave_ray()
+
+
+def _leave_ray() -> None:
+    """Shut Ray down while no thread collects garbage.
+
+    Whatever thread then drops a last reference to an object of Ray's, the whole process ends there and then: exit code
+    1, nothing closed (Ray 2.60).
+    """
+    gc.disable()
+    try:
         ray.shutdown()
+    finally:
+        gc.enable()
 
 
 @contextmanager
