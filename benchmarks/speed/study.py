@@ -8,8 +8,9 @@ Two networks x {none, stage3, backbone} x two learning rates x two seeds, from r
 same network (one grey channel, frozen batch normalization in eval), on the same volumes and splits, each normalized,
 without augmentation, with Adam at a constant rate, the same batch size and number of epochs, one trial at a time, on a
 CPU with one thread. What studytool does beyond that (checkpoints, six scores, the test split at the end, the curve in
-MLflow) is in its time. Each arm of network and freezing is run by all four, one after the other, so that the ratios of
-a row come from the same minutes; with `--rounds` the order is turned round each time, and medians are shown.
+MLflow) is in its time; the share that its trials spend on checkpoints is shown. Each arm of network and freezing is run
+by all four, one after the other, so that the ratios of a row come from the same minutes; with `--rounds` the order is
+turned round each time, and medians are shown.
 
 Device time is wall time from the moment that the first trial begins in a worker that is up to the end of the last, as
 the one slot is then held: filling the cache is in it, and starting further workers; starting Python, Ray and the first
@@ -30,7 +31,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +101,12 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_const", dest="size", const=TINY)
     parser.add_argument("--backbone", nargs="+", default=BACKBONES)
     parser.add_argument("--freeze", nargs="+", default=FREEZES)
+    parser.add_argument("--per-class", type=int, help="volumes of each of the four kinds, of all three splits")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--off", nargs="+", default=SWITCHED_OFF, metavar="KEY=VALUE", help="what is switched off")
     arguments = parser.parse_args()
-    bench = Bench(arguments.out.absolute(), arguments.size, arguments.off)
+    size = replace(arguments.size, per_class=arguments.per_class or arguments.size.per_class)
+    bench = Bench(arguments.out.absolute(), size, arguments.off)
     arms = [(backbone, freeze) for backbone in arguments.backbone for freeze in arguments.freeze]
     bench.run(arms, arguments.rounds)
     text = "\n".join(table_lines(bench.size, arms, bench.read(), arguments.off))
@@ -142,7 +145,7 @@ class Bench:
         return [m for m in map(json.loads, lines) if all(m[name] == value for name, value in self._how.items())]
 
     def measure(self, way: str, backbone: str, freeze: str) -> dict[str, float]:
-        """Seconds of the trials of one arm, and their mean best accuracy; in a folder and with a cache of its own."""
+        """Seconds of an arm's trials, of checkpoints among them, and mean best accuracy; with a cache of its own."""
         with tempfile.TemporaryDirectory(dir=self.folder, prefix="measuring-") as name:
             if way in ("Ray's tutorial", "Optuna's loop"):
                 return self._tutorial(Path(name), "ray" if way == "Ray's tutorial" else "optuna", backbone, freeze)
@@ -172,7 +175,11 @@ class Bench:
         records = read_records(folder / "studies/study")
         assert len(records) == size.trials, f"{len(records)} records"
         best = [max(epoch.val.accuracy for epoch in record.epochs) for record in records]
-        return {"seconds": wall_seconds(folder, "study", size.trials), "accuracy": statistics.mean(best)}
+        return {
+            "seconds": wall_seconds(folder, "study", size.trials),
+            "checkpoints": sum(record.cost.checkpoint_seconds for record in records),
+            "accuracy": statistics.mean(best),
+        }
 
     def _tutorial(self, folder: Path, how: str, backbone: str, freeze: str) -> dict[str, float]:
         fixed = {"root": str(self._data / "mrc"), "backbone": backbone, "freeze": freeze, "loaders": self.size.loaders}
@@ -221,14 +228,17 @@ def table_lines(
     yield f"({size.side}^3, {4 * size.per_class} volumes in all, {size.epochs} epochs, batches of {size.batch});"
     yield f"rounds: {max(m['round'] for m in measured) + 1}. Switched off: {', '.join(off)}."
     yield ""
-    yield f"| network, frozen | studytool, s | {' | '.join(f'{way}, times' for way in WAYS[1:])} | accuracies |"
-    yield "|---|---|---|---|---|---|"
+    writing = {arm: median("checkpoints", arm, "studytool") for arm in arms}
+    ways = " | ".join(f"{way}, times" for way in WAYS[1:])
+    yield f"| network, frozen | studytool, s | of it checkpoints | {ways} | accuracies |"
+    yield "|---|---|---|---|---|---|---|"
     for arm in arms:
         accuracies = ", ".join(f"{median('accuracy', arm, way):.2f}" for way in WAYS)
-        yield _row(", ".join(arm), seconds[arm], accuracies)
+        yield _row(", ".join(arm), seconds[arm], writing[arm], accuracies)
     for name, some in (("the frozen arms", frozen), ("all", arms)):
         if some:
-            yield _row(name, {way: sum(seconds[arm][way] for arm in some) for way in WAYS}, "")
+            sums = {way: sum(seconds[arm][way] for arm in some) for way in WAYS}
+            yield _row(name, sums, sum(writing[arm] for arm in some), "")
     yield ""
     yield "| goal | wanted | measured | met |"
     yield "|---|---|---|---|"
@@ -240,9 +250,10 @@ def table_lines(
     yield _goal("any other way in any arm, over studytool", 1.0, least)
 
 
-def _row(name: str, seconds: Mapping[str, float], accuracies: str) -> str:
-    ratios = [f"{seconds[way] / seconds['studytool']:.2f}" for way in WAYS[1:]]
-    return f"| {name} | {seconds['studytool']:.1f} | {' | '.join(ratios)} | {accuracies} |"
+def _row(name: str, seconds: Mapping[str, float], writing: float, accuracies: str) -> str:
+    ours = seconds["studytool"]
+    ratios = " | ".join(f"{seconds[way] / ours:.2f}" for way in WAYS[1:])
+    return f"| {name} | {ours:.1f} | {writing / ours:.0%} | {ratios} | {accuracies} |"
 
 
 def _goal(what: str, wanted: float, ratio: float) -> str:
