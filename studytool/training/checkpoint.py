@@ -81,12 +81,15 @@ def restore_model(model: StagedModel, state: TrialState, folder: Path) -> None:
     Raises:
         WeightsError: the state's is another network, or was trained on other frozen weights.
     """
-    missing, unknown = model.load_state_dict(state.model, strict=False)
-    if unknown or not frozen_parameters(model).issuperset(missing) or fingerprint(model, missing) != state.frozen:
+    # Before anything is loaded: trials that are trained together share what is frozen, running statistics too.
+    names = model.state_dict().keys()
+    missing, unknown = names - state.model.keys(), state.model.keys() - names
+    if unknown or not missing <= frozen_parameters(model) or fingerprint(model, missing) != state.frozen:
         raise WeightsError(
             f"{folder / LAST}: was trained on other weights than those the network now has; put the earlier ones back, "
             f"or remove {folder} to train the trial from the start"
         )
+    model.load_state_dict(state.model, strict=False)
 
 
 def save_last(folder: Path, state: TrialState, trial: TrialSpec, data_fingerprint: str) -> None:
@@ -142,7 +145,8 @@ def load_last(folder: Path, trial: TrialSpec, data_fingerprint: str) -> TrialSta
         raise WeightsError(
             f"{problems[0]}, and no good {PREVIOUS} is left; remove {folder} to train the trial from the start"
         )
-    if (folder / "best.json").exists():
+    # The state after the last epoch is not written before the trial has ended, and there may have been but one epoch.
+    if (folder / "best.json").exists() and trial.train.max_epochs > 1:
         raise WeightsError(
             f"{folder}: there is a best.json, but no {LAST} to go on from; remove the folder to train from the start"
         )

@@ -21,6 +21,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,13 +120,16 @@ class FeatureCache:
         self._opened: dict[Path, tuple[Dataset, float]] = {}
 
     def serves(self, rows: NDArray[np.int64], settings: InputSettings, *, training: bool) -> bool:
-        """Whether the activations of these rows stay the same, and may take the room they need."""
+        """Whether the activations of these rows stay the same, and are there or may take the room they need."""
         if training and settings.augment and settings.views is None:
             return False
-        views = settings.views or 1 if training and settings.augment else 1
-        needed = 4 * self.cut.size * len(rows) * views
+        views = range(settings.views) if settings.views and training and settings.augment else [None]
+        entry_bytes = 4 * self.cut.size * len(rows)
         try:
-            return needed <= min(bound_bytes(), shutil.disk_usage(cache_folder("features")).free / 2)
+            folder = cache_folder("features")
+            missing = sum(not (folder / self._name(rows, settings, view)).exists() for view in views)
+            fits = missing * entry_bytes <= shutil.disk_usage(folder).free / 2
+            return fits and len(views) * entry_bytes <= bound_bytes()
         except OSError as error:
             _log.warning("frozen parts are computed each time, the cache cannot be used: %s", error)
             return False
@@ -135,16 +139,22 @@ class FeatureCache:
     ) -> tuple[Dataset, float]:
         """The activations of `rows`, in their order, as a dataset; and the seconds that computing one took.
 
-        Computed if they are not there. Another process that is computing the same ones is waited for.
+        Computed if they are not there. Another process that is computing the same ones is waited for, at the cache's
+        expense.
 
         Raises:
             OSError: the folder of the cache cannot be written or read, or is full.
         """
         folder = cache_folder("features") / self._name(rows, settings, view)
         if folder not in self._opened:
-            with self.meter.phase("data"), locked(folder):
-                entry = _open(folder) or self._fill(folder, rows, settings, view, phase)
-                os.utime(folder)
+            with ExitStack() as held:
+                before = self.meter.seconds("data")
+                with self.meter.phase("data"):
+                    held.enter_context(locked(folder))
+                self.meter.cache_fill_seconds += self.meter.seconds("data") - before
+                with self.meter.phase("data"):
+                    entry = _open(folder) or self._fill(folder, rows, settings, view, phase)
+                    os.utime(folder)
             seconds = float(entry.manifest.provenance["seconds_per_volume"])
             self._opened[folder] = (entry, seconds)
         return self._opened[folder]
@@ -160,8 +170,11 @@ class FeatureCache:
         except OSError as error:
             _log.warning("frozen parts are computed anew, the cache cannot be used: %s", error)
             feed = self.volumes(rows, settings, batch_size=self._at_once, training=False, seed=0, view=view)
+            before = self.meter.seconds(phase)
             computed = [_flattened(self.activations(volumes, phase)) for volumes, _ in feed.epoch(0)]
-            return self.restored(torch.cat(computed)), 0.0
+            spent = self.meter.seconds(phase) - before
+            self.meter.cache_fill_seconds += spent
+            return self.restored(torch.cat(computed)), spent / len(rows)
         with self.meter.phase("data"):
             stored = torch.empty(len(rows), 1, *entry.manifest.shape_dhw, dtype=getattr(torch, entry.manifest.dtype))
             entry.gather(np.arange(len(rows)), stored)
@@ -214,6 +227,8 @@ class FeatureCache:
         self, folder: Path, rows: NDArray[np.int64], settings: InputSettings, view: int | None, phase: Phase
     ) -> Dataset:
         shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():  # on NFS, while another node still reads it
+            raise OSError(f"{folder} cannot be removed")
         make_room(folder.parent, folder, 4 * self.cut.size * len(rows))
         provenance: dict[str, Any] = {"kind": "features", "shapes": self.cut.shapes}
 

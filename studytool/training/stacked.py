@@ -1,7 +1,7 @@
 """The linear heads of several trials, side by side in one tensor, trained by one batched step.
 
 Axis K is that of the trials. The gradient of cross-entropy through a linear layer is written out, and so are torch's
-rules of update, with a rate, a decay and a momentum per trial; `tests/training/test_stacked.py` compares both with
+rules of update, with a rate, a decay and a momentum per trial; `tests/training/test_together.py` compares both with
 torch's own.
 """
 

@@ -67,8 +67,12 @@ def train_together(
     meter = CostMeter(chosen, trials_side_by_side=trials_side_by_side)
     pack: _Pack | None = None
     try:
-        members = [_Member(trial, folder, Share(meter)) for trial, folder in zip(trials, folders, strict=True)]
-        pack = _Pack(members, chosen, meter, kept or Kept(most_bytes=0))
+        pack = _Pack(
+            [_Member(trial, folder, Share(meter)) for trial, folder in zip(trials, folders, strict=True)],
+            chosen,
+            meter,
+            kept or Kept(most_bytes=0),
+        )
         for epoch in range(1, trials[0].train.max_epochs + 1):
             yield pack.step(epoch)
     finally:
@@ -121,7 +125,10 @@ class _Pack:
         settle(meter, [member.share for member in members if member.training])
         for member, state in zip(members, states, strict=True):
             if member.training and state:
-                member.training.course.resume(state)
+                try:
+                    member.training.course.resume(state)
+                except WeightsError as error:
+                    member.failure = error
 
     def step(self, epoch: int) -> Step:
         """What an epoch has given for all that have not failed before it."""

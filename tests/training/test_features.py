@@ -4,14 +4,17 @@ import importlib.util
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from training_data import particles, write
 
+from studytool.data.cachefolder import locked
 from studytool.data.shards import open_dataset
 from studytool.errors import DiskFullError
 from studytool.models.adapt import Freezing
@@ -90,11 +93,52 @@ def test_the_first_trial_fills_and_the_others_read(make_trial: MakeTrial, tmp_pa
         list(train_trial(cached_like(trial), tmp_path / str(number)))[-1].cost for number, trial in enumerate(trials)
     )
     plain = list(train_trial(trials[1], tmp_path / "plain"))[-1].cost
-    assert first.cache_fill_seconds > second.cache_fill_seconds == 0
+    assert first.cache_fill_seconds > 10 * second.cache_fill_seconds  # which waited for nobody
     assert min(first.cache_saved_seconds, second.cache_saved_seconds) > 0
     assert second.flops < first.flops < plain.flops
     # The frozen part ran once over 21 + 12 volumes instead of three times.
     assert plain.flops - first.flops == pytest.approx(2 * (first.flops - second.flops))
+
+
+def test_an_entry_that_is_there_needs_no_room(make_trial: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    trial = cached_like(make_trial(freeze="stage1", augment=()))
+    first = list(train_trial(trial, tmp_path / "first"))[-1].cost
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100))
+    second = list(train_trial(trial, tmp_path / "second"))[-1].cost
+    assert second.cache_saved_seconds == pytest.approx(first.cache_saved_seconds)
+    shutil.rmtree(tmp_path / "cache")
+    third = list(train_trial(trial, tmp_path / "third"))[-1].cost
+    assert third.cache_saved_seconds == 0
+    assert not list((tmp_path / "cache" / "features").iterdir())
+
+
+def test_waiting_for_another_trial_that_fills_is_the_caches_cost(dataset_folder: Path):
+    meter = CostMeter(CPU)
+    cache = make_cache(dataset_folder, meter)
+    rows = cache.dataset.rows("val")
+    entry, _ = cache.entry(rows, PLAIN, None, "evaluate")
+    spent = meter.cache_fill_seconds
+    waiting = make_cache(dataset_folder, meter)
+    with locked(entry.folder):
+        thread = threading.Thread(target=waiting.entry, args=(rows, PLAIN, None, "evaluate"))
+        thread.start()
+        time.sleep(0.5)
+    thread.join()
+    assert meter.cache_fill_seconds - spent == pytest.approx(meter.seconds("data"), abs=0.3)
+    assert meter.cache_fill_seconds - spent > 0.3
+
+
+def test_an_entry_that_cannot_be_replaced_costs_time_and_not_the_trial(
+    make_trial: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    trial = make_trial(freeze="stage1", augment=())
+    plain = list(train_trial(trial, tmp_path / "plain"))
+    list(train_trial(cached_like(trial), tmp_path / "first"))
+    for entry in entries(tmp_path):
+        (entry / "manifest.json").write_text("damaged")
+    # As on NFS, which keeps a file under another name while someone reads it.
+    monkeypatch.setattr("studytool.training.features.shutil.rmtree", lambda *_args, **_options: None)
+    assert curves(list(train_trial(cached_like(trial), tmp_path / "second"))) == pytest.approx(curves(plain), rel=1e-5)
 
 
 def test_a_resumed_trial_goes_on_to_the_last_bit(make_trial: MakeTrial, tmp_path: Path):
@@ -258,7 +302,7 @@ def test_two_trials_that_want_the_same_entry_at_once_make_it_once(dataset_folder
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert sum(meter.cache_fill_seconds > 0 for meter in meters) == 1
+    assert sum(meter.total().flops > 0 for meter in meters) == 1
 
 
 def test_what_finds_no_room_is_computed_each_time(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from training_data import particles, write
 
 from studytool.errors import StudytoolError, TrainingError, WeightsError
+from studytool.models.adapt import StagedModel
 from studytool.models.backbones import BACKBONES
 from studytool.results import EpochResult
 from studytool.spec import TrialSpec
@@ -221,7 +223,7 @@ def test_the_cost_of_all_is_shared_out(make_trials: MakeTrials, tmp_path: Path):
     assert max(fills) == pytest.approx(min(fills))
     assert len({cost.flops for cost in costs}) == 1
     first = one_by_one(trials[:1], tmp_path / "alone")[trials[0].trial_id][-1].cost
-    assert first.cache_fill_seconds == 0
+    assert first.cache_fill_seconds < min(fills)  # it waited for nobody
     shutil.rmtree(tmp_path / "cache")
     filling = one_by_one(trials[:1], tmp_path / "filling")[trials[0].trial_id][-1].cost
     assert sum(c.flops for c in costs) - 4 * first.flops == pytest.approx(filling.flops - first.flops)
@@ -232,14 +234,55 @@ def test_the_cost_of_all_is_shared_out(make_trials: MakeTrials, tmp_path: Path):
 
 
 def test_without_a_cache_on_disk_the_features_are_computed_once(
-    make_trials: MakeTrials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_trials: MakeTrials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     trials = make_trials()
     expected = together(trials, tmp_path / "kept")
-    monkeypatch.setenv("STUDYTOOL_CACHE_GB", "0.000001")
+    shutil.rmtree(tmp_path / "cache")
+    monkeypatch.setenv("STUDYTOOL_CACHE_GB", "0.0000001")
     found = together(trials, tmp_path / "not-kept")
+    assert len([line for line in caplog.messages if "frozen parts are computed anew" in line]) == 2  # train, val
     for curve, other in zip(found.values(), expected.values(), strict=True):
         assert [r.train_loss for r in curve] == pytest.approx([r.train_loss for r in other], rel=1e-5)
+        cost = curve[-1].cost
+        assert cost.flops == pytest.approx(other[-1].cost.flops)
+        # Computed once for all four trials and epochs: alone it would have been 16 times.
+        assert cost.cache_saved_seconds == pytest.approx(16 * cost.cache_fill_seconds)
+
+
+def test_one_with_other_frozen_weights_than_before_fails_alone(make_trials: MakeTrials, tmp_path: Path):
+    trials = make_trials()
+    expected = together(trials, tmp_path / "whole")
+    run = train_together(trials, folders(tmp_path / "stopped", trials))
+    next(run)
+    run.close()
+    last = tmp_path / "stopped" / trials[1].trial_id / LAST
+    state = torch.load(last, weights_only=True)
+    state["frozen"] = "other"
+    for name in state["model"].keys() - {"head.linear.weight", "head.linear.bias"}:
+        state["model"][name] += 1  # running statistics, which the trials share
+    torch.save(state, last)
+    found = together(trials, tmp_path / "stopped")
+    (error,) = found.pop(trials[1].trial_id)
+    assert isinstance(error, WeightsError)
+    assert "other weights" in str(error)
+    for trial_id, curve in found.items():
+        losses = [(r.train_loss, r.val.loss) for r in expected[trial_id]]
+        assert [(r.train_loss, r.val.loss) for r in curve] == [pytest.approx(pair, rel=1e-5) for pair in losses]
+
+
+def test_nothing_is_held_when_the_memory_is_given_back(
+    make_trials: MakeTrials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    left = []
+
+    def count(*_args: object, **_options: object) -> None:
+        gc.collect()
+        left.append(sum(isinstance(thing, StagedModel) for thing in gc.get_objects()))
+
+    monkeypatch.setattr("studytool.training.together.release_memory", count)
+    together(make_trials(), tmp_path)
+    assert left == [0]
 
 
 @pytest.mark.parametrize(
