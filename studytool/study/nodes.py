@@ -1,4 +1,4 @@
-"""The Ray that trials run on, our own or a cluster, and its nodes; beside study.tuning no other module imports Ray."""
+"""The Ray that trials run on, our own or a cluster, and its nodes; see also study.tuning, worker and autoscaling."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from studytool.errors import StudytoolError
 from studytool.settings import ResourceSettings
+from studytool.study.autoscaling import nodes_that_may_come
 from studytool.study.guardian import end_helpers, guarded_folder, mark
 from studytool.study.signals import sheltered
 from studytool.study.slots import Node, Slots, count_slots
@@ -195,13 +196,8 @@ def nodes_there(but: Collection[str] = ()) -> tuple[Node, ...]:
     """
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in but]
     there = tuple(Node(int(has.get("CPU", 0)), float(has.get("GPU", 0))) for has in alive)
-    config = _state.get_cluster_config()
-    if config is None:
-        return there
     # The autoscaler starts nodes when trials wait for them: a cluster may begin with its head alone.
-    kinds = [(group.resources, group.max_count) for group in config.node_group_configs]
-    coming = tuple(Node(int(has.get("CPU", 0)), float(has.get("GPU", 0)), count) for has, count in kinds if count > 0)
-    return max(there, coming, key=_size)
+    return max(there, nodes_that_may_come(ray.get_runtime_context().gcs_address), key=_size)
 
 
 def slots_on_cluster(resources: ResourceSettings, slots: Slots, but: Collection[str] = ()) -> Slots:
