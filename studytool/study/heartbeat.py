@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from studytool.errors import DataError
+from studytool.errors import DataError, StudytoolError
 from studytool.files import write_text
 from studytool.study.storage import LEASE_SECONDS, RENEW_SECONDS, holder_of, this_driver
 
 DRIVER = ".driver"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,45 @@ class Heartbeat:
         self._closed.set()
         self._thread.join()
         with suppress(OSError):
-            self._path.unlink()
+            if self._path.read_text(encoding="utf-8") == this_driver():
+                self._path.unlink()
 
     def _beat(self) -> None:
         while not self._closed.wait(RENEW_SECONDS):
             with suppress(OSError):
                 self._path.touch()
+
+
+def wait_for_another(folder: Path) -> None:
+    """Return when no driver on another machine has the study in a shared folder, whose lock may end at its machine.
+
+    Raises:
+        StudytoolError: one has, and says so.
+    """
+    sign = last_sign(folder, None)
+    if sign is None or not sign.is_fresh or _host(sign.driver) == _host(this_driver()):
+        return
+    _log.warning("%s: its last driver (%s) was not closed; waiting until it is surely gone", folder, sign.driver)
+    first, begun = _beat_of(folder), time.monotonic()
+    while time.monotonic() < begun + LEASE_SECONDS:
+        time.sleep(min(1.0, RENEW_SECONDS))
+        now = _beat_of(folder)
+        if now is None:
+            return
+        if now != first:
+            raise StudytoolError(
+                f"{folder}: this study is running in another process ({sign.driver}); one of them is enough"
+            )
+
+
+def _beat_of(folder: Path) -> int | None:
+    with suppress(OSError):
+        return (folder / DRIVER).stat().st_mtime_ns
+    return None
+
+
+def _host(driver: str) -> str:
+    return driver.partition(", process")[0]
 
 
 def last_sign(folder: Path, address: str | None) -> SignOfLife | None:

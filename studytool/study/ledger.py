@@ -28,7 +28,7 @@ from studytool.settings import HANDLING
 from studytool.spec import StudySpec
 from studytool.study.choices import Choices
 from studytool.study.extending import first_forbidden_change
-from studytool.study.heartbeat import Heartbeat
+from studytool.study.heartbeat import Heartbeat, wait_for_another
 from studytool.study.records import copy_to_previous, in_order, read_record, read_state, record_files, write_state
 from studytool.study.storage import HEAVY, Lease, Storage
 
@@ -58,7 +58,7 @@ class Totals:
         """Add a record, or with -1 take it out again."""
         self.begun += times * (record.same_as is None)
         self.epochs += times * len(record.epochs)
-        self.exact_device_seconds += times * Fraction(record.cost.device_seconds)
+        self.exact_device_seconds += times * Fraction(record.cost_with_lost.device_seconds)
 
 
 class Ledger:
@@ -86,15 +86,17 @@ class Ledger:
         try:
             if spec.storage_address is not None:
                 self._lease = Lease(spec.storage_address)
-                self.storage = Storage(spec.storage_address, self.folder)
+                self.storage = Storage(spec.storage_address, self.folder, before_retry=self._lease.look_and_check)
                 self.storage.pull(without=HEAVY)
+            else:
+                wait_for_another(self.folder)
             self._header = self._open_header(_what_results_depend_on(spec, data_fingerprint))
             self.uid: str = self._header["uid"]
             _refuse_lost_records(self.folder)
             if spec.storage_address is None:
                 self._heartbeat = Heartbeat(self.folder)
             for path in record_files(self.folder):
-                self._keep(read_record(path))
+                self._keep(read_record(path, mend=True))
             if self._header.get("begun") and not self._records:
                 raise StudytoolError(
                     f"{self.folder / 'trials'}: holds no trial, although the study had begun; put the folder back from "
@@ -219,7 +221,7 @@ class Ledger:
             header = {"format": FORMAT, "uid": uuid.uuid4().hex, "program": _program(), "settings": settings}
             self._write(path.name, header)
             return header
-        header = read_state(path)
+        header = read_state(path, mend=True)
         if header.get("format") != FORMAT:
             raise StudytoolError(
                 f"{path}: format {header.get('format')} is not known to this version, which writes {FORMAT}; "

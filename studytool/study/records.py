@@ -59,9 +59,9 @@ def read_choices(folder: Path) -> Choices | None:
     return Choices(**choices) if choices else None
 
 
-def read_record(path: Path) -> TrialRecord:
-    """The record of one trial (StudytoolError: damaged, or of another version)."""
-    content = read_state(path)
+def read_record(path: Path, *, mend: bool = False) -> TrialRecord:
+    """The record of one trial (StudytoolError: damaged, or of another version); see `read_state` for `mend`."""
+    content = read_state(path, mend=mend)
     try:
         return trial_from_dict(content)
     except (TypeError, KeyError, ValueError) as error:
@@ -102,14 +102,19 @@ def copy_to_previous(path: Path) -> None:
         temporary.replace(path.with_name(path.name + ".previous"))
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """What `write_state` wrote last, or before that where the last is damaged (StudytoolError: both are)."""
-    problems = []
+def read_state(path: Path, *, mend: bool = False) -> dict[str, Any]:
+    """What `write_state` wrote last, or before that where the last is damaged (StudytoolError: both are).
+
+    With `mend` a damaged file is replaced then: the next write would make it the generation before.
+    """
+    problems: list[str] = []
     for candidate in (path, path.with_name(path.name + ".previous")):
         try:
             stored = json.loads(candidate.read_text(encoding="utf-8"))
             content: dict[str, Any] = stored["content"]
             if stored["sha256"] == _digest(content):
+                if mend and problems:
+                    write_json(path, stored)
                 return content
             problems.append("its checksum does not match")
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

@@ -31,8 +31,8 @@ LEASE_SECONDS = 60.0
 RENEW_SECONDS = 15.0
 OUTAGE_SECONDS = 3600.0
 """How long a push waits for its server."""
-_OF_THIS_MACHINE = ("mlflow",)
-"""Folders of the working copy that never go to the address: artifacts of this machine's MLflow."""
+_OF_THIS_MACHINE = ("mlflow", "single")
+"""Folders of the working copy that never go to the address: this machine's MLflow, and what `studytool train` made."""
 _LONGEST_PAUSE_SECONDS = 30.0
 CHECKPOINTS = ("last.pt*",)
 HEAVY = (*CHECKPOINTS, "*.safetensors", "*.npz")
@@ -48,11 +48,15 @@ def trial_workplace(address: str, trial_id: str) -> Path:
 
 
 class Storage:
-    """The study's folder at `address`, and its working copy `folder`."""
+    """The study's folder at `address`, and its working copy `folder`.
 
-    def __init__(self, address: str, folder: Path) -> None:
+    What was refused is written after `before_retry`, which raises if it must not be any more, or OSError as a write.
+    """
+
+    def __init__(self, address: str, folder: Path, *, before_retry: Callable[[], None] = lambda: None) -> None:
         self.address = address
         self.folder = folder
+        self._before_retry = before_retry
         self._remote: RemoteFolder = open_remote(address)
         self._pushed: dict[str, tuple[int, int]] = {}
 
@@ -90,7 +94,7 @@ class Storage:
             state = path.stat()
             version = (state.st_ino, state.st_mtime_ns)
             if self._pushed.get(name) != version:
-                _patiently(lambda path=path, name=name: self._remote.put(path, name), f"{self.address}/{name}")  # type: ignore[misc]
+                self._patiently(lambda path=path, name=name: self._remote.put(path, name), name)  # type: ignore[misc]
                 self._pushed[name] = version
 
     def push_all(self) -> None:
@@ -103,7 +107,23 @@ class Storage:
         """Remove from the address what is in the folder `below` and matches."""
         for name in self._remote.files(below):
             if _matches(name.rpartition("/")[2], patterns):
-                _patiently(lambda name=name: self._remote.remove(name), f"{self.address}/{name}")  # type: ignore[misc]
+                self._patiently(lambda name=name: self._remote.remove(name), name)  # type: ignore[misc]
+
+    def _patiently(self, call: Callable[[], None], name: str) -> None:
+        """Call until it works, with growing pauses."""
+        begun, pause, is_retry = time.monotonic(), 0.5, False
+        while True:
+            try:
+                if is_retry:
+                    self._before_retry()
+                return call()
+            except OSError as error:
+                if time.monotonic() - begun > OUTAGE_SECONDS or isinstance(error, FileNotFoundError):
+                    raise
+                line = str(error).splitlines()[0][:200]
+                _log.warning("%s/%s: %s; trying again in %.0f s", self.address, name, line, pause)
+                time.sleep(pause)
+                pause, is_retry = min(2 * pause, _LONGEST_PAUSE_SECONDS), True
 
 
 class Lease:
@@ -135,14 +155,24 @@ class Lease:
                 f"{self._address}: this study is running in another process ({self._taken_by}); one of them is enough"
             )
 
+    def look_and_check(self) -> None:
+        """The same after a fresh look at the lease (OSError: the server does not answer)."""
+        try:
+            self._look()
+        except DataError as error:
+            raise OSError(str(error)) from error
+        self.check()
+
     def close(self) -> None:
         """Let another driver have the study."""
         self._closed.set()
         self._thread.join(timeout=5)
         if self._taken_by is None:
             try:
-                self._remote.remove(LEASE)
-            except OSError:
+                self._look()
+                if self._taken_by is None:
+                    self._remote.remove(LEASE)
+            except (OSError, DataError):
                 _log.warning("%s/%s could not be removed; it ends by itself", self._address, LEASE)
 
     def _wait_for_the_dead(self) -> None:
@@ -217,20 +247,6 @@ def _holder(remote: RemoteFolder) -> str:
         return str(json.loads(_content(remote))["driver"])
     except (ValueError, LookupError, TypeError):
         return "unknown"
-
-
-def _patiently(call: Callable[[], None], what: str) -> None:
-    """Call until it works, with growing pauses."""
-    begun, pause = time.monotonic(), 0.5
-    while True:
-        try:
-            return call()
-        except OSError as error:
-            if time.monotonic() - begun > OUTAGE_SECONDS or isinstance(error, FileNotFoundError):
-                raise
-            _log.warning("%s: %s; trying again in %.0f s", what, str(error).splitlines()[0][:200], pause)
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

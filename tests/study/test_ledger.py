@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from synthetic_study import STUDY, Driver
 from studytool.errors import StudytoolError
 from studytool.study.budget import device_seconds_spent
 from studytool.study.ledger import Ledger, set_aside, take_lock
-from studytool.study.records import new_record, read_records
+from studytool.study.records import new_record, read_record, read_records
+from studytool.study.storage import this_driver
 
 LEDGERS = Path(__file__).with_name("ledgers")
 
@@ -201,6 +203,41 @@ def test_a_damaged_record_is_read_from_the_generation_before(driver):
     assert recovered == records
 
 
+def test_the_good_generation_is_kept_when_the_damaged_one_is_written_over(driver):
+    ledger = driver.run()
+    record = ledger.records[0]
+    path = driver.spec.folder / "trials" / record.trial_id / "record.json"
+    path.write_bytes(path.read_bytes()[:100])
+    again = Ledger(driver.spec, "data")
+    again.put(record)
+    again.close()
+    path.write_bytes(path.read_bytes()[:100])
+    assert read_record(path) == record
+
+
+def test_a_folder_whose_lock_other_machines_do_not_see_is_run_by_one_of_them(driver, monkeypatch):
+    monkeypatch.setattr("studytool.study.heartbeat.RENEW_SECONDS", 0.1)
+    monkeypatch.setattr("studytool.study.heartbeat.LEASE_SECONDS", 1.0)
+    sign = driver.spec.folder / ".driver"
+    Ledger(driver.spec, "data").close()
+    sign.write_text("another machine, process 1")
+    stop = threading.Event()
+    alive = threading.Thread(target=lambda: [sign.touch() for _ in iter(lambda: stop.wait(0.1), True)])
+    alive.start()
+    try:
+        with pytest.raises(StudytoolError, match=r"running in another process \(another machine, process 1\)"):
+            Ledger(driver.spec, "data")
+    finally:
+        stop.set()
+        alive.join()
+    assert sign.read_text() == "another machine, process 1"
+    ledger = Ledger(driver.spec, "data")  # it was killed
+    assert sign.read_text() == this_driver()
+    sign.write_text("another machine, process 2")
+    ledger.close()
+    assert sign.read_text() == "another machine, process 2"
+
+
 def test_a_flipped_digit_is_noticed(driver):
     driver.run()
     path = next((driver.spec.folder / "trials").glob("*/record.json"))
@@ -214,7 +251,8 @@ def test_a_lost_header_is_not_a_new_study(driver):
     driver.run()
     (driver.spec.folder / "study.json").unlink()
     Ledger(driver.spec, "data").close()  # from the generation before it
-    (driver.spec.folder / "study.json.previous").unlink()
+    for name in ("study.json", "study.json.previous"):
+        (driver.spec.folder / name).unlink()
     with pytest.raises(StudytoolError, match=r"study\.json: missing, although .* holds results"):
         Ledger(driver.spec, "data")
 

@@ -10,7 +10,7 @@ import pytest
 from s3_server import KEYS, s3_client, s3_server
 
 from studytool.errors import StudytoolError
-from studytool.remote import open_remote
+from studytool.remote import RemoteFolder, open_remote
 from studytool.study import storage
 from studytool.study.storage import LEASE, Lease, Storage, fresh_workplace, holder_of
 
@@ -59,6 +59,42 @@ def test_a_working_copy_becomes_what_is_at_the_address(address, tmp_path):
     here.remove("trials/a", ["last.pt*"])
     there.pull()
     assert sorted(path.name for path in (there.folder / "trials/a").iterdir()) == ["record.json"]
+
+
+def test_what_was_trained_alone_on_this_machine_stays_there(address, tmp_path):
+    copy = Storage(address, tmp_path)
+    write(tmp_path, "single/best.json", "of studytool train")
+    copy.push_all()
+    copy.pull()
+    assert (tmp_path / "single/best.json").is_file()
+    write(tmp_path, "study.json", "{}")
+    copy.push_all()
+    assert open_remote(address).files().keys() == {"study.json"}
+
+
+def test_a_driver_that_was_cut_off_in_a_push_does_not_write_over_the_next_one(tmp_path, monkeypatch, s3):
+    monkeypatch.setattr(storage, "RENEW_SECONDS", 60.0)  # it does not notice by itself
+    monkeypatch.setattr(storage, "LEASE_SECONDS", 1.0)
+    address = "s3://bucket/studies/cut-off"
+    lease = Lease(address)
+    cut_off = Storage(address, tmp_path, before_retry=lease.look_and_check)
+    write(tmp_path, "record.json", "epoch 1")
+    cut_off.push("record.json")
+    put = RemoteFolder.put
+
+    def fail_once(*_words):
+        monkeypatch.setattr(RemoteFolder, "put", put)
+        (tmp_path / LEASE).write_text(json.dumps({"driver": "the next one, process 1", "id": "x"}))
+        open_remote(address).put(tmp_path / LEASE, LEASE)
+        raise ConnectionResetError("cut off")
+
+    write(tmp_path, "record.json", "epoch 2")
+    monkeypatch.setattr(RemoteFolder, "put", fail_once)
+    with pytest.raises(StudytoolError, match=r"running in another process \(the next one, process 1\)"):
+        cut_off.push("record.json")
+    assert open_remote(address).read("record.json", most_bytes=100) == b"epoch 1"
+    lease.close()
+    assert holder_of(address)[0] == "the next one, process 1"
 
 
 def test_a_worker_begins_with_what_the_address_has_of_its_trial(address, tmp_path, monkeypatch):

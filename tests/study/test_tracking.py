@@ -27,6 +27,8 @@ from fabricated_study import (
     make_spec,
     make_trials,
 )
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from mlflow_server import free_port, server
 
 from studytool.errors import StudytoolError
@@ -577,6 +579,33 @@ def test_a_trial_that_failed_before_its_first_epoch_is_closed(place):
     assert run.info.status == "FAILED"
     assert run.data.tags["studytool.message"].startswith("out of memory; xxx")
     assert place.warnings == []
+
+
+def test_a_store_that_refuses_a_trials_run_does_not_stop_the_study(place, monkeypatch):
+    """As when a token has expired: what is missing is filled in by the next driver."""
+    (refused, record), (taken, other) = place.trials[:2]
+    with place.tracker() as tracker:
+        create = tracker._writer._client.create_run
+
+        def forbidden(*words: object, **options: object) -> None:
+            raise MlflowException("the token has expired", error_code=PERMISSION_DENIED)
+
+        opened(tracker, taken, other.config_hash)
+        monkeypatch.setattr(tracker._writer._client, "create_run", forbidden)
+        tracker.open_trial(refused, record.config_hash)
+        assert tracker.run_id(refused.trial_id, timeout_seconds=60) is None
+        tracker.log_epoch(refused.trial_id, record.epochs[0])
+        tracker.close_trial(refused.trial_id, record)
+        monkeypatch.setattr(tracker._writer._client, "create_run", create)
+        tracker.close_trial(taken.trial_id, other)
+    assert len(place.warnings) == 2
+    assert f"refuses the run of {refused.trial_id} (the token has expired)" in place.warnings[0]
+    assert "lacks 1 record" in place.warnings[1]
+    assert taken.trial_id in place.runs()
+    assert refused.trial_id not in place.runs()
+    with place.tracker() as tracker:
+        tracker.catch_up([record, other])
+    assert refused.trial_id in place.runs()
 
 
 def test_the_checkpoint_is_uploaded_and_a_missing_one_is_said(place):

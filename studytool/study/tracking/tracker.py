@@ -57,6 +57,7 @@ class Tracker:
         self._outbox = Outbox(partial(store.judge, client), self._warn)
         self._close_seconds = CLOSE_SECONDS
         self._opened: dict[str, Future[str]] = {}
+        self._left_out: set[str] = set()
 
     def __enter__(self) -> Tracker:
         return self
@@ -100,6 +101,7 @@ class Tracker:
         """Begin a trial's run below its arm's, or take it up; the store's answer is not waited for."""
         values = {**trial.parameters, "seed": trial.seed, "phase": trial.phase, "arm": trial.arm}
         begin = partial(self._writer.open_trial, trial.trial_id, values, config_hash, _now())
+        self._left_out.discard(trial.trial_id)
         self._opened[trial.trial_id] = self._outbox.promise(trial.trial_id, begin)
 
     def run_id(self, trial_id: str, *, timeout_seconds: float = 0.0) -> str | None:
@@ -109,20 +111,38 @@ class Tracker:
             StudytoolError: the run exists with another value of a parameter.
         """
         opened = self._opened.get(trial_id)
-        if opened is not None:
-            wait([opened], timeout_seconds)
-            with store.explained(self.uri):
-                return opened.result() if opened.done() else None
-        return self._writer.run_id(trial_id)
+        if opened is None:
+            return self._writer.run_id(trial_id)
+        if not wait([opened], timeout_seconds).done:
+            return None
+        error = opened.exception()
+        if error is None:
+            return opened.result()
+        if isinstance(error, StudytoolError):
+            raise error
+        del self._opened[trial_id]
+        self._leave_out(trial_id, error)
+        return None
+
+    def _leave_out(self, trial_id: str, error: BaseException) -> None:
+        """The store refuses a trial's run: as with any other record, the study goes on and fills it in another time."""
+        if not self._left_out:
+            line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            self._warn(f"MLflow at {self.uri} refuses the run of {trial_id} ({line[:300]}); the study goes on without")
+        self._left_out.add(trial_id)
 
     def log_epoch(self, run: str, result: EpochResult) -> None:
         """One point of every curve, unless the store has this epoch already; NaN and infinity are left out."""
+        if run in self._left_out:
+            return
         send = partial(self._writer.log_epochs, run, (result,), _now())
         self._outbox.put(f"{run}, epoch {result.epoch}", send, can_be_filled_in=True)
 
     def close_trial(self, run: str, record: TrialRecord) -> None:
         """End a trial's run: missing epochs, final scores, outcome and, for a confirm trial, its confusion matrix."""
         self._opened.pop(record.trial_id, None)
+        if record.trial_id in self._left_out:
+            return
         self._outbox.put(record.trial_id, partial(self._writer.close_trial, run, record, _now()))
 
     def log_file(self, run: str, path: Path) -> None:
@@ -153,6 +173,7 @@ class Tracker:
     def close(self, timeout_seconds: float | None = None) -> None:
         """Write what still waits, for at most so long; what is left is said in one warning."""
         left = self._outbox.close(self._close_seconds if timeout_seconds is None else timeout_seconds)
+        left += len(self._left_out)
         if left:
             self._warn(f"MLflow at {self.uri} lacks {left} records; `studytool run` of the same study fills them in")
 
