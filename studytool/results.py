@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 from typing import Any
 
@@ -24,8 +24,8 @@ class Cost:
     of devices the trial held. `flops` counts multiplications and additions of forward and, for what is trained,
     backward passes. `energy_joules` is None where the device reports none. `idle_seconds` is the time that the trial
     held its place outside these phases, while its driver wrote things down; it is no part of `seconds`. Of those,
-    `cache_fill_seconds` computed what the cache of frozen parts keeps; `cache_saved_seconds` is what computing anew all
-    that was read from it would have taken.
+    `cache_fill_seconds` computed what is kept of frozen parts, or waited for another trial that did;
+    `cache_saved_seconds` is what computing anew all that was used of it would have taken.
     """
 
     data_seconds: float = 0.0
@@ -143,7 +143,7 @@ class TrialRecord:
     memory was tried again with its batches computed in `parts` parts. `checkpoint_sha256` is that of the selected
     weights, `mlflow_run` the id of its run; both may be empty. A search trial with the configuration
     of an earlier one of its arm is not run: `same_as` is that one's number, and there are no epochs. `on_pareto_front`
-    is set where cost is searched for as well.
+    is set where cost is searched for as well. `lost_device_seconds` went into epochs that broke off.
     """
 
     trial_id: str
@@ -164,6 +164,7 @@ class TrialRecord:
     mlflow_run: str = ""
     same_as: int | None = None
     on_pareto_front: bool = False
+    lost_device_seconds: float = 0.0
 
     @property
     def last(self) -> EpochResult | None:
@@ -172,8 +173,14 @@ class TrialRecord:
 
     @property
     def cost(self) -> Cost:
-        """What the trial has used in all."""
+        """What the trial's epochs have used in all."""
         return self.epochs[-1].cost if self.epochs else Cost()
+
+    @property
+    def cost_with_lost(self) -> Cost:
+        """The same with the device-seconds of what broke off: what was spent on the trial."""
+        cost = self.cost
+        return replace(cost, device_seconds=cost.device_seconds + self.lost_device_seconds)
 
     @property
     def test(self) -> Scores | None:

@@ -52,6 +52,7 @@ def trial_row(spec: StudySpec, record: TrialRecord) -> dict[str, Any]:
         row |= {"best_epoch": record.last.best_epoch, "best_value": record.last.best_value}
     row |= _scores("test", record.test)
     row |= _cost("", record.cost)
+    row["lost_device_seconds"] = record.lost_device_seconds
     row["samples_per_second"] = samples_per_second(record.epochs)
     if spec.metric.target is not None:
         cost, reached = cost_to_target(record.epochs, spec.metric.target, spec.metric.sign)

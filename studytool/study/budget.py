@@ -75,5 +75,5 @@ def device_seconds_allowed(spec: StudySpec) -> float | None:
 
 
 def device_seconds_spent(records: Collection[TrialRecord]) -> float:
-    """What all trials have cost, those that were pruned, failed or interrupted too."""
-    return sum(record.cost.device_seconds for record in records)
+    """What was spent on all trials, those that were pruned, failed or interrupted too, and on what broke off."""
+    return sum(record.cost_with_lost.device_seconds for record in records)

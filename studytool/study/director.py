@@ -180,7 +180,8 @@ class Director:
             waiting = [self._confirm_trial(state, number) for number in state.confirm_queue]
         for trial in [*self._again, *waiting]:
             begun = self._ledger.get(trial.trial_id) is not None or self.budget.new_trial_allowed
-            if not begun or not may_train_together(first, trial) or not self._may_share(trial):
+            as_it_runs = self._as_it_runs(trial)
+            if not begun or not may_train_together(first, as_it_runs) or not self._may_share(as_it_runs):
                 return
             yield trial
 
@@ -220,6 +221,7 @@ class Director:
             return self._draw_consequence(trial, record, result)
         value = result.val.metric(self._spec.metric.name)
         if not math.isfinite(value):
+            self._lose(trial_id, result.cost.device_seconds - record.cost.device_seconds)
             message = f"epoch {result.epoch}: {self._spec.metric.name} is {value}: it cannot be compared"
             self._end(trial, Outcome.FAILED, message)
             return True
@@ -251,7 +253,15 @@ class Director:
             self._end(trial, Outcome.COMPLETE if result.is_last else Outcome.PRUNED)
         return result.is_last or pruned
 
-    def failed(self, trial_id: str, message: str, *, cause: Cause = Cause.TRIAL, details: str = "") -> None:
+    def failed(
+        self,
+        trial_id: str,
+        message: str,
+        *,
+        cause: Cause = Cause.TRIAL,
+        details: str = "",
+        lost_device_seconds: float = 0.0,
+    ) -> None:
         """An attempt at a running trial broke: the trial will be tried again, or it ends as FAILED.
 
         Args:
@@ -260,12 +270,14 @@ class Director:
             cause: a trial's own fault is not tried again, a worker's `RETRIES` times, want of memory once; the loss of
                 a node says nothing of the trial, which is tried again however often.
             details: a traceback, for the log.
+            lost_device_seconds: what the epoch had taken that broke off; the budget pays for it.
         """
         trial = self._running.get(trial_id)
         if trial is None:
             return
         if cause is Cause.MEMORY:
             message = f"out of memory: {message}"
+        self._lose(trial_id, lost_device_seconds)
         again = self._may_try_again(trial, cause)
         record = self._ledger.get(trial_id)
         assert record is not None
@@ -277,6 +289,11 @@ class Director:
         if cause is Cause.MEMORY:
             message += "; lower batch_size, model.input_size or resources.trials_at_once, or set a larger accumulate"
         self._end(trial, Outcome.FAILED, message)
+
+    def _lose(self, trial_id: str, device_seconds: float) -> None:
+        record = self._ledger.get(trial_id)
+        if record is not None and device_seconds > 0:
+            self._ledger.put(replace(record, lost_device_seconds=record.lost_device_seconds + device_seconds))
 
     def _may_try_again(self, trial: TrialSpec, cause: Cause) -> bool:
         if cause is Cause.NODE:
@@ -356,7 +373,7 @@ class Director:
             assert record.same_as is not None
             original = self._ledger.get(self._search_trial(state, record.same_as, parameters).trial_id)
             outcome = original.outcome if original else Outcome.FAILED
-            if outcome is None:
+            if outcome is None or (outcome is Outcome.FAILED and not self.budget.new_trial_allowed):
                 state.waiting.append((number, parameters))
                 continue
             if outcome is Outcome.FAILED:

@@ -160,6 +160,7 @@ class _Bridge:
         self._check_inputs = check_inputs
         self._nodes = nodes
         self._heard_from: dict[str, str] = {}
+        self._busy_since: dict[str, tuple[float, int]] = {}
         self._backbones = director.backbones
         # A worker that takes seconds to import what trials need does so before one begins and its clock runs.
         self._workers_to_start = min(slots.count, sum(director.trials_left.values())) if keep_workers else 0
@@ -199,13 +200,15 @@ class _Bridge:
             return None
         self.packs[ray_id] = tuple(trial.trial_id for trial in trials)
         alone = director.needs_room(trials[0].trial_id)
+        # A whole GPU of its own is shared with nobody; cores of one machine share its memory and clock.
+        side_by_side = 1 if alone else slots.side_by_side
+        self._busy_since[ray_id] = time.monotonic(), side_by_side
         return {
             "trials": [trial.model_dump_json() for trial in trials],
             "folders": [str(self.folder_of(trial.trial_id)) for trial in trials],
             "storage": self._storage_address,
             **self._held(alone=alone),
-            # A whole GPU of its own is shared with nobody; cores of one machine share its memory and clock.
-            "side_by_side": 1 if alone else slots.side_by_side,
+            "side_by_side": side_by_side,
         }
 
     def _may_begin(self, ray_id: str) -> bool:
@@ -253,12 +256,15 @@ class _Bridge:
             if result["cause"] == Cause.NODE.value:
                 assert self._nodes is not None
                 failure = {**result, "failure": self._nodes.refuse(result["node"], result["failure"])}
-            for trial_id in self.packs.pop(ray_id):
-                self._failed(trial_id, failure)
+            trial_ids = self.packs.pop(ray_id)
+            for trial_id in trial_ids:
+                share = failure.get("device_seconds", 0.0) / len(trial_ids)
+                self._failed(trial_id, {**failure, "device_seconds": share})
             return True
         if self._nodes is not None:
             self._heard_from[ray_id] = result["node"]
             self._nodes.memory_ran_out(result["node"], result["killed_for_memory"])
+        self._busy_since[ray_id] = time.monotonic(), self._busy_since[ray_id][1]
         failures = json.loads(result["failures"])
         # What failed is out of it, and may begin again elsewhere while the others go on.
         self.packs[ray_id] = tuple(trial_id for trial_id in self.packs[ray_id] if trial_id not in failures)
@@ -292,17 +298,24 @@ class _Bridge:
         elif (killed := processes_killed_for_memory()) > self._killed_for_memory:
             self._killed_for_memory = killed
             cause, line = Cause.MEMORY, "its process was killed by the system"
-        for trial_id in self.packs.pop(ray_id, ()):
-            self._failed(trial_id, {"failure": line, "cause": cause.value, "details": details})
+        trial_ids = self.packs.pop(ray_id, ())
+        for trial_id in trial_ids:
+            since, side_by_side = self._busy_since[ray_id]
+            lost = (time.monotonic() - since) / side_by_side / len(trial_ids)
+            failure = {"failure": line, "cause": cause.value, "details": details, "device_seconds": lost}
+            self._failed(trial_id, failure)
 
-    def _failed(self, trial_id: str, failure: dict[str, str]) -> None:
+    def _failed(self, trial_id: str, failure: dict[str, Any]) -> None:
         if failure["cause"] == DISK_FULL:
             raise _Stop(StudytoolError(failure["failure"]))
         message, cause, details = failure["failure"], Cause(failure["cause"]), failure["details"]
         if cause in (Cause.TRIAL, Cause.WORKER):
             # Else every trial of the study would fail one after the other while a disk is not mounted.
             self._guarded(self._check_inputs)
-        self._guarded(lambda: self.director.failed(trial_id, message, cause=cause, details=details))
+        lost = failure["device_seconds"]
+        self._guarded(
+            lambda: self.director.failed(trial_id, message, cause=cause, details=details, lost_device_seconds=lost)
+        )
 
     def _guarded(self, call: Callable[[], Answer]) -> Answer:
         try:

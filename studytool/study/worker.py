@@ -91,6 +91,7 @@ class Worker(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """Train an epoch; without a trial, say that the process is ready for one."""
         from studytool.training.checkpoint import LAST
+        from studytool.training.device import choose_device, release_memory
         from studytool.training.predictions import PREDICTIONS
         from studytool.training.trained import RECORD, WEIGHTS
 
@@ -99,6 +100,8 @@ class Worker(tune.Trainable):
         if self._steps is None:
             time.sleep(_ASKED_AGAIN_SECONDS)
             return {"ready": True}
+        begun = time.perf_counter()
+        broken: dict[str, Any] | None = None
         try:
             step = next(self._steps)
             # In the order in which they are written: a trial stopped in between goes on as from a disk.
@@ -107,10 +110,19 @@ class Worker(tune.Trainable):
             for workplace in self._workplaces:
                 workplace.push(*written)
         except Exception as error:
+            broken = _failure(error)
+        device_seconds = (time.perf_counter() - begun) / self._device["trials_side_by_side"]
+        if broken is not None:
+            # Not before the error is gone, whose traceback holds the network.
             self.cleanup()
-            return {**_failure(error), "done": True}
+            release_memory(choose_device(None))
+            return {**broken, "device_seconds": device_seconds, "done": True}
         results = {trial_id: to_dict(result) for trial_id, result in step.items() if isinstance(result, EpochResult)}
-        failures = {trial_id: _failure(error) for trial_id, error in step.items() if isinstance(error, Exception)}
+        failures = {
+            trial_id: {**_failure(error), "device_seconds": device_seconds / len(step)}
+            for trial_id, error in step.items()
+            if isinstance(error, Exception)
+        }
         return {
             "results": json.dumps(results),
             "failures": json.dumps(failures),
@@ -131,6 +143,7 @@ class Worker(tune.Trainable):
         """Let go of the trial."""
         if self._steps is not None:
             self._steps.close()
+            self._steps = None  # Ray Tune may have the process be ready for another trial before there is one
         for workplace in self._workplaces:
             rmtree(workplace.folder, ignore_errors=True)
         self._workplaces = ()

@@ -71,6 +71,11 @@ def test_counts_costs_and_parameters(spec, records):
     assert summary.confirm_cost.device_seconds == pytest.approx(seconds["confirm"])
     assert summary.cost.device_seconds == pytest.approx(sum(seconds.values()))
     assert summary.mean_confirm_cost.device_seconds == pytest.approx(seconds["confirm"] / 3)
+    failed = next(r for r in own if r.outcome is Outcome.FAILED)
+    lost = [replace(r, lost_device_seconds=7.0) if r is failed else r for r in records]
+    dearer = by_arm(spec, lost)[STEM]
+    assert dearer.search_cost.device_seconds == pytest.approx(seconds["search"] + 7)
+    assert dearer.mean_confirm_cost == summary.mean_confirm_cost
     assert summary.mean_confirm_cost.samples == 960
     assert summary.mean_confirm_cost.peak_memory_gib == 0.8
     assert summary.best_parameters == {"learning_rate": 1e-3}

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 from synthetic_study import STUDY, Driver, synthetic_epochs
 
 from studytool.errors import SpecError
+from studytool.results import Outcome
 from studytool.study.budget import Budget, device_seconds_spent
 from studytool.study.director import Director
+from studytool.study.events import Cause
 from studytool.study.ledger import Ledger
 
 FIFO = STUDY.replace("{asha: {grace_epochs: 1, reduction_factor: 2}}", "none")
@@ -31,6 +36,55 @@ def test_no_more_trials_are_begun_than_allowed_and_those_run_to_their_end(tmp_pa
 def test_no_epoch_is_begun_that_the_device_hours_do_not_allow(tmp_path, seconds):
     ledger = Driver(tmp_path, with_budget(hours(seconds))).run()
     assert seconds - 1 < device_seconds_spent(ledger.records) <= seconds
+
+
+@pytest.mark.parametrize("cause", [Cause.NODE, Cause.TRIAL])
+def test_what_breaks_off_is_paid_for_too(tmp_path, cause):
+    driver = Driver(tmp_path, with_budget(hours(10)))
+    ledger = Ledger(driver.spec, "data")
+    director = Director(driver.spec, ledger, "data")
+    attempts = 0
+    while (trial := director.next_trial()) is not None:
+        attempts += 1
+        director.failed(trial.trial_id, "its node was lost", cause=cause, lost_device_seconds=2.0)
+    assert attempts == 5
+    assert director.stopped_by_budget
+    assert device_seconds_spent(ledger.records) == ledger.totals.device_seconds == 10
+    ledger.close()
+    again = Ledger(driver.spec, "data")
+    assert again.totals.device_seconds == 10
+    assert Director(driver.spec, again, "data").stopped_by_budget
+    again.close()
+
+
+def test_an_epoch_that_cannot_be_compared_is_paid_for(tmp_path):
+    driver = Driver(tmp_path, FIFO)
+    ledger = Ledger(driver.spec, "data")
+    director = Director(driver.spec, ledger, "data")
+    trial = director.next_trial()
+    first = next(synthetic_epochs(trial))
+    director.epoch(trial.trial_id, replace(first, val=replace(first.val, balanced_accuracy=math.nan)))
+    record = ledger.get(trial.trial_id)
+    assert record.outcome is Outcome.FAILED
+    assert ledger.totals.device_seconds == record.lost_device_seconds == first.cost.device_seconds > 0
+    ledger.close()
+
+
+def test_the_same_as_one_that_failed_is_a_trial_more_and_waits_for_the_budget(tmp_path):
+    text = STUDY.replace("{log_uniform: [1e-4, 1e-1]}", "{choice: [1.0e-3]}").replace(
+        "  trials_per_arm: 6", "  trials_per_arm: 3\n  sampler: random"
+    )
+    driver = Driver(tmp_path, with_budget("trials: 2", text=text))
+    ledger = Ledger(driver.spec, "data")
+    director = Director(driver.spec, ledger, "data")
+    while (trial := director.next_trial()) is not None:
+        director.failed(trial.trial_id, "the disk was not there", cause=Cause.TRIAL)
+    assert ledger.totals.begun == 2
+    assert director.finished
+    assert director.stopped_by_budget
+    ledger.close()
+    larger = Driver(tmp_path, with_budget("trials: 100", text=text)).run()
+    assert all(record.outcome for record in larger.records)
 
 
 def test_a_price_turns_device_hours_into_money(tmp_path):

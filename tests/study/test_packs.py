@@ -10,6 +10,7 @@ from synthetic_study import STUDY, Driver, synthetic_epochs
 from studytool.results import Outcome, TrialRecord
 from studytool.spec import TrialSpec, load_study
 from studytool.study.budget import device_seconds_spent
+from studytool.study.choices import Choices
 from studytool.study.director import RETRIES, Director
 from studytool.study.events import Cause, Observer
 from studytool.study.ledger import Ledger
@@ -69,6 +70,24 @@ def test_no_decision_comes_out_otherwise_than_one_by_one(tmp_path, name):
     assert max(sizes) <= 8
     assert max(len(pack) for pack in packed.packs if ".confirm" in pack[0]) == 2
     assert all(len(pack) == 1 for pack in packed.packs if pack[0].startswith("none"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "choices", "together"),
+    [
+        ("batch_factor: 2", None, 8),
+        ("batch_factor: auto", Choices(batch_factor=2), 8),
+        ("compile: auto", Choices(compile="off"), 8),
+        ("compile: auto", Choices(compile="on"), 1),
+    ],
+)
+def test_what_is_chosen_for_all_trials_keeps_none_of_them_apart(tmp_path, setting, choices, together):
+    text = RANDOM.replace("[none, backbone]", "[backbone]").replace("max_epochs: 4", f"max_epochs: 4, {setting}")
+    ledger = Ledger(Driver(tmp_path, text).spec, "data")
+    if choices is not None:
+        ledger.keep_choices(choices)
+    assert len(director_of(ledger).next_trials()) == together
+    ledger.close()
 
 
 @pytest.mark.parametrize("text", [RANDOM, GRID, HEADS, with_most(HEADS, 5)], ids=["random", "grid", "tpe", "tpe by 5"])

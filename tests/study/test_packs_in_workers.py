@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
+import time
 
 import numpy as np
 import pytest
 
 from studytool.data.particles import Particle
 from studytool.data.shards import write_dataset
+from studytool.errors import TrainingError
 from studytool.remote import RemoteFolder
 from studytool.results import Cost, Outcome, TrialRecord
 from studytool.spec import load_study
@@ -157,6 +160,42 @@ def test_a_worker_killed_between_any_two_files_for_the_address_loses_nothing(tmp
         if not killed:
             break
     assert most == 6 * together, "last.pt and best.json, then best.safetensors, test_predictions, best.json, last.pt"
+
+
+def test_a_used_worker_can_stand_by_before_its_next_trial(tmp_path, data):
+    """As when Ray Tune has it stand in for one that it is still starting."""
+    (tmp_path / "a.yaml").write_text(STUDY.format(data=data, together=1).replace("max_epochs: 4", "max_epochs: 1"))
+    spec = load_study(tmp_path / "a.yaml", [f"output={tmp_path}"])
+    trial = spec.trial(spec.list_arms()[0], {}, phase="confirm", number=0, seed=0, source=0)
+    task = task_of([trial], f"file://{tmp_path / 'there'}")
+    worker = Worker(task)
+    assert worker.step()["done"]
+    worker.reset_config({**task, "trials": None})
+    assert worker.step() == {"ready": True}
+    worker.reset_config(task)
+    assert worker.step()["done"]
+    worker.cleanup()
+
+
+def test_what_an_epoch_took_that_broke_off_is_told(tmp_path, data, monkeypatch):
+    def diverge(*_words):
+        raise TrainingError("epoch 1, step 3: the loss is nan; lower learning_rate")
+
+    monkeypatch.setattr("studytool.training.course.Course.check_finite", diverge)
+    (tmp_path / "a.yaml").write_text(STUDY.format(data=data, together=1))
+    spec = load_study(tmp_path / "a.yaml", [f"output={tmp_path}"])
+    arm = spec.list_arms()[0]
+    trials = [spec.trial(arm, {}, phase="confirm", number=k, seed=0, source=0) for k in range(2)]
+    for count in (1, 2):
+        worker = Worker(task_of(trials[:count], f"file://{tmp_path / f'there-{count}'}"))
+        begun, told = time.perf_counter(), []
+        while not told:
+            result = worker.step()
+            told = [result] if "failure" in result else [*json.loads(result["failures"]).values()]
+        assert len(told) == count
+        assert 0 < sum(failure["device_seconds"] for failure in told) < time.perf_counter() - begun
+        assert "lower learning_rate" in told[0]["failure"]
+        worker.cleanup()
 
 
 def dying_after(count: int, put):
