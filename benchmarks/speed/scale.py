@@ -24,6 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import mlflow
+from speed_nets import PASSES
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parents[1] / "tests/cluster"))
@@ -101,6 +102,7 @@ def run_on_nodes(folder: Path, count: int, trials: int) -> tuple[float, float]:
 @contextmanager
 def working_in(folder: Path) -> Iterator[None]:
     """Nodes inherit the folder and the environment of who starts them."""
+    os.environ[PASSES] = str(folder)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), *sys.path])
     os.environ["OMP_NUM_THREADS"] = "1"
     with chdir(folder):

@@ -4,13 +4,14 @@
     python benchmarks/speed/study.py --out results --full  # 32^3 volumes, for a GPU
     python benchmarks/speed/study.py --out results --tiny  # one trial of one epoch each: does it all still run?
 
-Two networks x {none, stage3, backbone} x two learning rates x two seeds, from random weights. All four ways train the
-same network (one grey channel, frozen batch normalization in eval), on the same volumes and splits, each normalized,
-without augmentation, with Adam at a constant rate, the same batch size and number of epochs, one trial at a time, on a
-CPU with one thread. What studytool does beyond that (checkpoints, six scores, the test split at the end, the curve in
-MLflow) is in its time; the share that its trials spend on checkpoints is shown. Each arm of network and freezing is run
-by all four, one after the other, so that the ratios of a row come from the same minutes; with `--rounds` the order is
-turned round each time, and medians are shown.
+Two networks x {none, stage3, backbone} x two learning rates x two seeds, from a file of weights such as are published
+for them (its numbers are random, which changes no time). All four ways train the same network (one grey channel,
+frozen batch normalization in eval), on the same volumes and splits, each normalized, without augmentation, with Adam
+at a constant rate, the same batch size and number of epochs, one trial at a time, on a CPU with one thread. What
+studytool does beyond that (checkpoints, six scores, the test split at the end, the curve in MLflow) is in its time;
+the share that its trials spend on checkpoints is shown. Each arm of network and freezing is run by all four, one
+after the other, so that the ratios of a row come from the same minutes; with `--rounds` the order is turned round
+each time, and medians are shown.
 
 Device time is wall time from the moment that the first trial begins in a worker that is up to the end of the last, as
 the one slot is then held: filling the cache is in it, and starting further workers; starting Python, Ray and the first
@@ -36,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torchvision
 from overhead import wall_seconds
 
 from studytool.study.records import read_records
@@ -57,6 +59,7 @@ STUDY = """
 name: study
 data: {{path: {data}}}
 arms: {{backbone: [{backbone}], freeze: [{freeze}], learning_rate: {rates}}}
+model: {{init: "checkpoint:{weights}"}}
 confirm: {{seeds: {seeds}}}
 train: {{max_epochs: {epochs}, batch_size: {batch}, schedule: constant, weight_decay: 0.0}}
 input: {{augment: []}}
@@ -164,11 +167,18 @@ class Bench:
         self._studytool(self._data, "data", "export", "data", "--out", "mrc")
         (self._data / "whole").touch()
 
+    def _weights(self, backbone: str) -> Path:
+        """A file of the form that torchvision publishes."""
+        path = self.folder / f"{backbone}.pth"
+        if not path.exists():
+            torch.manual_seed(0)
+            torch.save(getattr(torchvision.models.video, backbone)(weights=None).state_dict(), path)
+        return path
+
     def _study(self, folder: Path, backbone: str, freeze: str, settings: Sequence[str]) -> dict[str, float]:
         size, rates = self.size, list(self.size.rates)
-        text = STUDY.format(
-            **asdict(size) | {"rates": rates}, data=self._data / "data", backbone=backbone, freeze=freeze
-        )
+        where = {"data": self._data / "data", "weights": self._weights(backbone)}
+        text = STUDY.format(**asdict(size) | {"rates": rates}, **where, backbone=backbone, freeze=freeze)
         (folder / "study.yaml").write_text(text)
         words = [word for setting in settings for word in ("--set", setting)]
         self._studytool(folder, "run", "study.yaml", "--no-plan", *words)
@@ -183,7 +193,11 @@ class Bench:
 
     def _tutorial(self, folder: Path, how: str, backbone: str, freeze: str) -> dict[str, float]:
         fixed = {"root": str(self._data / "mrc"), "backbone": backbone, "freeze": freeze, "loaders": self.size.loaders}
-        fixed |= {"batch_size": self.size.batch, "max_epochs": self.size.epochs}
+        fixed |= {
+            "weights": str(self._weights(backbone)),
+            "batch_size": self.size.batch,
+            "max_epochs": self.size.epochs,
+        }
         varied = [(rate, seed) for rate in self.size.rates for seed in range(self.size.seeds)]
         path = folder / "configs.json"
         path.write_text(json.dumps([{**fixed, "learning_rate": rate, "seed": seed} for rate, seed in varied]))

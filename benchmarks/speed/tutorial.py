@@ -59,9 +59,11 @@ def train(config: dict[str, Any]) -> float:
     batches = DataLoader(Particles(root, "train"), shuffle=True, **options)
     validation = DataLoader(Particles(root, "val"), **options)
     model = getattr(torchvision.models.video, config["backbone"])(weights=None)
+    model.load_state_dict(torch.load(config["weights"], weights_only=True))
     coloured = model.stem[0]
     shape = (coloured.out_channels, coloured.kernel_size, coloured.stride, coloured.padding)
     model.stem[0] = nn.Conv3d(1, *shape, bias=False)
+    model.stem[0].weight.data = coloured.weight.data.sum(1, keepdim=True)
     model.fc = nn.Linear(model.fc.in_features, len(batches.dataset.classes))  # type: ignore[attr-defined]
     model.to(device)
     frozen = [getattr(model, stage) for stage in STAGES[: FROZEN[config["freeze"]]]]
