@@ -104,11 +104,13 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_const", dest="size", const=TINY)
     parser.add_argument("--backbone", nargs="+", default=BACKBONES)
     parser.add_argument("--freeze", nargs="+", default=FREEZES)
+    parser.add_argument("--side", type=int, help="of a volume, in voxels")
     parser.add_argument("--per-class", type=int, help="volumes of each of the four kinds, of all three splits")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--off", nargs="+", default=SWITCHED_OFF, metavar="KEY=VALUE", help="what is switched off")
     arguments = parser.parse_args()
-    size = replace(arguments.size, per_class=arguments.per_class or arguments.size.per_class)
+    chosen = {name: getattr(arguments, name) for name in ("side", "per_class")}
+    size = replace(arguments.size, **{name: value for name, value in chosen.items() if value})
     bench = Bench(arguments.out.absolute(), size, arguments.off)
     arms = [(backbone, freeze) for backbone in arguments.backbone for freeze in arguments.freeze]
     bench.run(arms, arguments.rounds)
