@@ -56,12 +56,12 @@ def _of_pod() -> Mapping[str, Any] | None:
 
 
 def _kinds(config: Mapping[str, Any]) -> tuple[Node, ...]:
-    """The nodes of each kind, the largest first, in all no more than the cluster may have."""
-    left, most = int(config.get("max_workers", 0)), []
+    """The nodes of each kind, the largest first, in all no more than the cluster may have; Ray has filled in both."""
+    left, most = int(config["max_workers"]), []
     for name, kind in config["available_node_types"].items():
         if name != config.get("head_node_type"):
             has = kind.get("resources") or {}
-            count = int(kind.get("max_workers", left))
+            count = int(kind["max_workers"])
             most.append(Node(int(has.get("CPU", 0)), float(has.get("GPU", 0)), count))
     nodes = []
     for node in sorted(most, key=lambda node: (node.gpus, node.cores), reverse=True):

@@ -221,7 +221,7 @@ class Director:
             return self._draw_consequence(trial, record, result)
         value = result.val.metric(self._spec.metric.name)
         if not math.isfinite(value):
-            self._lose(trial_id, result.cost.device_seconds - record.cost.device_seconds)
+            self._ledger.add_lost(trial_id, result.cost.device_seconds - record.cost.device_seconds)
             message = f"epoch {result.epoch}: {self._spec.metric.name} is {value}: it cannot be compared"
             self._end(trial, Outcome.FAILED, message)
             return True
@@ -254,13 +254,7 @@ class Director:
         return result.is_last or pruned
 
     def failed(
-        self,
-        trial_id: str,
-        message: str,
-        *,
-        cause: Cause = Cause.TRIAL,
-        details: str = "",
-        lost_device_seconds: float = 0.0,
+        self, trial_id: str, message: str, *, cause: Cause = Cause.TRIAL, details: str = "", lost: float = 0.0
     ) -> None:
         """An attempt at a running trial broke: the trial will be tried again, or it ends as FAILED.
 
@@ -270,14 +264,14 @@ class Director:
             cause: a trial's own fault is not tried again, a worker's `RETRIES` times, want of memory once; the loss of
                 a node says nothing of the trial, which is tried again however often.
             details: a traceback, for the log.
-            lost_device_seconds: what the epoch had taken that broke off; the budget pays for it.
+            lost: device-seconds of the epoch that broke off; the budget pays for them.
         """
         trial = self._running.get(trial_id)
         if trial is None:
             return
         if cause is Cause.MEMORY:
             message = f"out of memory: {message}"
-        self._lose(trial_id, lost_device_seconds)
+        self._ledger.add_lost(trial_id, lost)
         again = self._may_try_again(trial, cause)
         record = self._ledger.get(trial_id)
         assert record is not None
@@ -289,11 +283,6 @@ class Director:
         if cause is Cause.MEMORY:
             message += "; lower batch_size, model.input_size or resources.trials_at_once, or set a larger accumulate"
         self._end(trial, Outcome.FAILED, message)
-
-    def _lose(self, trial_id: str, device_seconds: float) -> None:
-        record = self._ledger.get(trial_id)
-        if record is not None and device_seconds > 0:
-            self._ledger.put(replace(record, lost_device_seconds=record.lost_device_seconds + device_seconds))
 
     def _may_try_again(self, trial: TrialSpec, cause: Cause) -> bool:
         if cause is Cause.NODE:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from studytool.errors import DataError, StudytoolError
+from studytool.errors import DataError
 from studytool.files import write_text
-from studytool.study.storage import LEASE_SECONDS, RENEW_SECONDS, holder_of, this_driver
+from studytool.study.storage import LEASE_SECONDS, RENEW_SECONDS, holder_of, this_driver, wait_until_gone
 
 DRIVER = ".driver"
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,19 +60,8 @@ def wait_for_another(folder: Path) -> None:
         StudytoolError: one has, and says so.
     """
     sign = last_sign(folder, None)
-    if sign is None or not sign.is_fresh or _host(sign.driver) == _host(this_driver()):
-        return
-    _log.warning("%s: its last driver (%s) was not closed; waiting until it is surely gone", folder, sign.driver)
-    first, begun = _beat_of(folder), time.monotonic()
-    while time.monotonic() < begun + LEASE_SECONDS:
-        time.sleep(min(1.0, RENEW_SECONDS))
-        now = _beat_of(folder)
-        if now is None:
-            return
-        if now != first:
-            raise StudytoolError(
-                f"{folder}: this study is running in another process ({sign.driver}); one of them is enough"
-            )
+    if sign is not None and sign.is_fresh and _host(sign.driver) != _host(this_driver()):
+        wait_until_gone(folder, sign.driver, lambda: _beat_of(folder))
 
 
 def _beat_of(folder: Path) -> int | None:

@@ -164,6 +164,12 @@ class Ledger:
         record = replace(record, epochs=(*record.epochs, result), device=device or record.device)
         return self.put(record if outcome is None else self._ended(record, outcome))
 
+    def add_lost(self, trial_id: str, device_seconds: float) -> None:
+        """Count what an epoch of a trial took that broke off."""
+        record = self._records[trial_id]
+        if device_seconds > 0:
+            self.put(replace(record, lost_device_seconds=record.lost_device_seconds + device_seconds))
+
     def end(self, trial_id: str, outcome: Outcome, message: str = "") -> TrialRecord:
         """Set how a trial ended; a complete one is held by the checksum of its weights."""
         return self.put(self._ended(self._records[trial_id], outcome, message))

@@ -151,9 +151,7 @@ class Lease:
     def check(self) -> None:
         """Raise StudytoolError if another driver has taken the study over, as after a long outage."""
         if self._taken_by is not None:
-            raise StudytoolError(
-                f"{self._address}: this study is running in another process ({self._taken_by}); one of them is enough"
-            )
+            raise _runs_elsewhere(self._address, self._taken_by)
 
     def look_and_check(self) -> None:
         """The same after a fresh look at the lease (OSError: the server does not answer)."""
@@ -177,20 +175,8 @@ class Lease:
 
     def _wait_for_the_dead(self) -> None:
         """Return when nobody holds the lease, or its holder has not renewed it for long enough."""
-        first = self._remote.files().get(LEASE)
-        if first is None:
-            return
-        begun = time.monotonic()
-        holder = _holder(self._remote)
-        _log.warning("%s: its last driver (%s) was not closed; waiting until it is surely gone", self._address, holder)
-        while time.monotonic() < begun + LEASE_SECONDS:
-            time.sleep(min(1.0, RENEW_SECONDS))
-            now = self._remote.files().get(LEASE)
-            if now is None:
-                return
-            if now != first:
-                self._taken_by = _holder(self._remote)
-                self.check()
+        if LEASE in self._remote.files():
+            wait_until_gone(self._address, _holder(self._remote), lambda: self._remote.files().get(LEASE))
 
     def _renew(self) -> None:
         while not self._closed.wait(RENEW_SECONDS):
@@ -212,6 +198,27 @@ class Lease:
             path = Path(folder) / LEASE
             path.write_text(self._mine, encoding="utf-8")
             self._remote.put(path, LEASE)
+
+
+def wait_until_gone(where: object, driver: str, sign: Callable[[], object]) -> None:
+    """Return when a driver that was not closed has given no new `sign` of life for long enough, or took it away.
+
+    Raises:
+        StudytoolError: it is alive: the sign has changed.
+    """
+    _log.warning("%s: its last driver (%s) was not closed; waiting until it is surely gone", where, driver)
+    first, begun = sign(), time.monotonic()
+    while time.monotonic() < begun + LEASE_SECONDS:
+        time.sleep(min(1.0, RENEW_SECONDS))
+        now = sign()
+        if now is None:
+            return
+        if now != first:
+            raise _runs_elsewhere(where, driver)
+
+
+def _runs_elsewhere(where: object, driver: str) -> StudytoolError:
+    return StudytoolError(f"{where}: this study is running in another process ({driver}); one of them is enough")
 
 
 def this_driver() -> str:

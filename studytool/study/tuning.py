@@ -258,7 +258,7 @@ class _Bridge:
                 failure = {**result, "failure": self._nodes.refuse(result["node"], result["failure"])}
             trial_ids = self.packs.pop(ray_id)
             for trial_id in trial_ids:
-                share = failure.get("device_seconds", 0.0) / len(trial_ids)
+                share = failure["device_seconds"] / len(trial_ids)
                 self._failed(trial_id, {**failure, "device_seconds": share})
             return True
         if self._nodes is not None:
@@ -313,9 +313,7 @@ class _Bridge:
             # Else every trial of the study would fail one after the other while a disk is not mounted.
             self._guarded(self._check_inputs)
         lost = failure["device_seconds"]
-        self._guarded(
-            lambda: self.director.failed(trial_id, message, cause=cause, details=details, lost_device_seconds=lost)
-        )
+        self._guarded(lambda: self.director.failed(trial_id, message, cause=cause, details=details, lost=lost))
 
     def _guarded(self, call: Callable[[], Answer]) -> Answer:
         try:

@@ -164,7 +164,7 @@ def _steps(
             yield {trials[0].trial_id: result}
 
 
-def _failure(error: Exception) -> dict[str, str]:
+def _failure(error: Exception) -> dict[str, Any]:
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
     if isinstance(error, DiskFullError):
         cause = None
@@ -177,5 +177,5 @@ def _failure(error: Exception) -> dict[str, str]:
     return _told(line, cause, "".join(traceback.format_exception(error)))
 
 
-def _told(line: str, cause: Cause | None, details: str = "") -> dict[str, str]:
-    return {"failure": line, "cause": cause.value if cause else DISK_FULL, "details": details}
+def _told(line: str, cause: Cause | None, details: str = "") -> dict[str, Any]:
+    return {"failure": line, "cause": cause.value if cause else DISK_FULL, "details": details, "device_seconds": 0.0}

@@ -13,23 +13,19 @@ made again. Where the folder of the cache cannot be used, the activations are co
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import logging
 import math
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.flop_counter import FlopCounterMode
 
 from studytool.data.cachefolder import bound_bytes, cache_folder, locked, make_room
 from studytool.data.damage import damaged_shards
@@ -37,10 +33,10 @@ from studytool.data.particles import Particle
 from studytool.data.shards import Dataset, open_dataset, write_dataset
 from studytool.data.stream import Stream
 from studytool.errors import DataError
-from studytool.files import sha256_of
 from studytool.models.adapt import StagedModel
 from studytool.models.anatomy import Activations
 from studytool.settings import InputSettings
+from studytool.training.cut import Cut, digest_of_code, digest_of_weights, pathways, run_frozen
 from studytool.training.device import Precision
 from studytool.training.evaluate import autocast, convolutions
 from studytool.training.inputs import Feed, view_of_epoch
@@ -49,45 +45,7 @@ from studytool.training.meter import CostMeter, Phase
 FORMAT = 1
 FILL_BATCH = 32
 _IN_A_SHARD = 4096
-_LEAST_FLOPS_PER_BYTE = {"cpu": 50.0, "cuda": 5000.0}
-"""Below this the frozen part is computed again sooner than its activations are read: a stem, on a GPU."""
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Cut:
-    """Where a network is cut, and what of one volume crosses: the shapes of its activations, one per pathway."""
-
-    after: str
-    shapes: tuple[tuple[int, ...], ...]
-    flops_per_volume: float
-
-    @property
-    def size(self) -> int:
-        """Numbers per volume."""
-        return sum(math.prod(shape) for shape in self.shapes)
-
-
-def find_cut(model: StagedModel, device: torch.device | None) -> Cut | None:
-    """Where the activations of `model` are worth keeping; None where nothing stays the same, or computing is cheaper.
-
-    Without a `device` they are, however cheap computing is.
-    `gradual` freezing is not cut: its frozen part shrinks while it trains.
-    """
-    if not model.prefix_is_constant or model.frozen_prefix is None or model.freezing.rule == "gradual":
-        return None
-    parameter = next(model.parameters())
-    one_volume = torch.zeros(1, 1, *model.framing.volume_shape_dhw, device=parameter.device, dtype=parameter.dtype)
-    with FlopCounterMode(display=False) as counter:
-        activations = _frozen(model, one_volume, model.frozen_prefix)
-    cut = Cut(
-        model.frozen_prefix,
-        tuple(tuple(part.shape[1:]) for part in _pathways(activations)),
-        float(counter.get_total_flops()),
-    )
-    if device is None:
-        return cut
-    return cut if cut.flops_per_volume >= _LEAST_FLOPS_PER_BYTE[device.type] * 4 * cut.size else None
 
 
 class FeatureCache:
@@ -115,8 +73,8 @@ class FeatureCache:
         self._model = model
         self._precision = precision
         self._memory_format = memory_format
-        self._weights = _digest_of_weights(model, cut.after)
-        self._code = _digest_of_code(model, cut.after)
+        self._weights = digest_of_weights(model, cut.after)
+        self._code = digest_of_code(model, cut.after)
         self._opened: dict[Path, tuple[Dataset, float]] = {}
 
     def serves(self, rows: NDArray[np.int64], settings: InputSettings, *, training: bool) -> bool:
@@ -221,7 +179,7 @@ class FeatureCache:
             convolutions(repeatable=True),
             autocast(self.device, self._precision),
         ):
-            return _frozen(self._model, volumes_B1DHW, self.cut.after)
+            return run_frozen(self._model, volumes_B1DHW, self.cut.after)
 
     def _fill(
         self, folder: Path, rows: NDArray[np.int64], settings: InputSettings, view: int | None, phase: Phase
@@ -350,52 +308,12 @@ class CachedFeed:
         )
         for volumes_B1DHW, labels_B in volumes.epoch(epoch):
             activations = self._cache.activations(volumes_B1DHW, self._phase)
-            parts = [part.float() for part in _pathways(activations)]
+            parts = [part.float() for part in pathways(activations)]
             yield parts if isinstance(activations, list | tuple) else parts[0], labels_B
 
 
-def _frozen(model: StagedModel, volumes_B1DHW: torch.Tensor, upto: str) -> Activations:
-    training = model.training
-    try:
-        model.eval()
-        with torch.no_grad():
-            return model.forward_prefix(volumes_B1DHW, upto)
-    finally:
-        model.train(training)
-
-
-def _pathways(activations: Activations) -> list[torch.Tensor]:
-    return list(activations) if isinstance(activations, list | tuple) else [activations]
-
-
 def _flattened(activations: Activations) -> torch.Tensor:
-    return torch.cat([part.flatten(1) for part in _pathways(activations)], dim=1).float()
-
-
-def _digest_of_weights(model: StagedModel, upto: str) -> str:
-    digest = hashlib.sha256()
-    for name in model.part_names[: model.part_names.index(upto) + 1]:
-        for key, tensor in model.part(name).state_dict().items():
-            digest.update(f"{name}.{key}|{tensor.dtype}|{tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def _digest_of_code(model: StagedModel, upto: str) -> str:
-    """What the frozen parts do with their weights: the network's name, its modules, and the files these are written in.
-
-    Two networks with the same weights need not compute the same, and nor does one whose file was edited.
-    """
-    backbone = str(model.description["backbone"])
-    parts = [model.framing, *(model.part(name) for name in model.part_names[: model.part_names.index(upto) + 1])]
-    modules = {type(module).__module__ for part in parts for module in part.modules()} | {backbone.partition(":")[0]}
-    files = {
-        inspect.getsourcefile(sys.modules[name])
-        for name in modules
-        if not name.startswith("torch.") and getattr(sys.modules.get(name), "__file__", None)
-    }
-    digests = sorted(sha256_of(Path(file)) for file in files if file and Path(file).is_file())
-    return hashlib.sha256(json.dumps([backbone, *map(repr, parts), *digests]).encode()).hexdigest()
+    return torch.cat([part.flatten(1) for part in pathways(activations)], dim=1).float()
 
 
 def _open(folder: Path) -> Dataset | None:

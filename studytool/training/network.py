@@ -11,8 +11,9 @@ from studytool.data.shards import Dataset
 from studytool.models.adapt import StagedModel
 from studytool.models.backbones import find_backbone
 from studytool.spec import TrialSpec
+from studytool.training.cut import find_cut
 from studytool.training.device import Precision, choose_memory_format, choose_precision
-from studytool.training.features import FeatureCache, find_cut
+from studytool.training.features import FeatureCache
 from studytool.training.kept import Kept
 from studytool.training.meter import CostMeter
 

@@ -46,7 +46,7 @@ def test_what_breaks_off_is_paid_for_too(tmp_path, cause):
     attempts = 0
     while (trial := director.next_trial()) is not None:
         attempts += 1
-        director.failed(trial.trial_id, "its node was lost", cause=cause, lost_device_seconds=2.0)
+        director.failed(trial.trial_id, "its node was lost", cause=cause, lost=2.0)
     assert attempts == 5
     assert director.stopped_by_budget
     assert device_seconds_spent(ledger.records) == ledger.totals.device_seconds == 10

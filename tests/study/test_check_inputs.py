@@ -83,7 +83,7 @@ def test_a_trial_that_breaks_when_its_data_are_gone_does_not_fail(begun, there):
     bridge.ask("ray-starts-a-worker")
     assert bridge.tell("ray-starts-a-worker", {"ready": True})
     bridge.ask("ray-0")
-    broken = {"failure": "part-00000.parquet: cannot be read", "cause": "trial", "details": ""}
+    broken = {"failure": "part-00000.parquet: cannot be read", "cause": "trial", "details": "", "device_seconds": 0.0}
     if there:
         assert bridge.tell("ray-0", broken)
         assert ledger.records[0].outcome == "FAILED"

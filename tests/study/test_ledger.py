@@ -216,8 +216,9 @@ def test_the_good_generation_is_kept_when_the_damaged_one_is_written_over(driver
 
 
 def test_a_folder_whose_lock_other_machines_do_not_see_is_run_by_one_of_them(driver, monkeypatch):
-    monkeypatch.setattr("studytool.study.heartbeat.RENEW_SECONDS", 0.1)
-    monkeypatch.setattr("studytool.study.heartbeat.LEASE_SECONDS", 1.0)
+    for room in ("heartbeat", "storage"):
+        monkeypatch.setattr(f"studytool.study.{room}.RENEW_SECONDS", 0.1)
+        monkeypatch.setattr(f"studytool.study.{room}.LEASE_SECONDS", 1.0)
     sign = driver.spec.folder / ".driver"
     Ledger(driver.spec, "data").close()
     sign.write_text("another machine, process 1")

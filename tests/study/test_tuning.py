@@ -119,6 +119,7 @@ def test_a_study_ended_in_every_way_and_given_again_each_time_ends_as_if_nothing
     assert "raylet" not in out + err
     assert not (study.folder / "die").exists()
     _check_ended_as_if_nothing_had_been(study, finished[0], kills=len(ways) + 1)
+    assert sum(r.lost_device_seconds > 0 for r in study.records.values()) == 1  # the trial whose worker died
     after = study.records
     assert all(after[t].epochs[: len(r.epochs)] == r.epochs for t, r in before.items())
 
@@ -139,6 +140,7 @@ def test_a_trial_out_of_memory_is_tried_again_in_smaller_parts_and_the_study_goe
     out = study.run("--set", "train.batch_size=8", "--set", "confirm.seeds=1", "--set", "search.trials_per_arm=1")
     assert "out of memory: " in out
     assert {(r.outcome, r.parts, r.attempts) for r in study.records.values()} == {(Outcome.COMPLETE, 4, 2)}
+    assert all(r.lost_device_seconds > 0 for r in study.records.values())
     (log,) = (study.folder / "studies/tiny/trials").glob("*none.search-000/trial.log")
     assert "Traceback" in log.read_text()
     assert "epoch 4 " in log.read_text()

@@ -24,7 +24,8 @@ from studytool.models.freeze import freeze
 from studytool.results import EpochResult
 from studytool.settings import InputSettings, ModelSettings
 from studytool.spec import TrialSpec
-from studytool.training.features import CachedFeed, FeatureCache, find_cut
+from studytool.training.cut import find_cut
+from studytool.training.features import CachedFeed, FeatureCache
 from studytool.training.inputs import Feed
 from studytool.training.loop import train_trial
 from studytool.training.meter import CostMeter
