@@ -30,7 +30,13 @@ from studytool.training.calibration import (
     with_temperature,
     write_calibration,
 )
-from studytool.training.device import choose_device, choose_memory_format, choose_precision, release_memory
+from studytool.training.device import (
+    choose_device,
+    choose_memory_format,
+    choose_precision,
+    release_memory,
+    reuse_memory,
+)
 from studytool.training.evaluate import class_probabilities
 from studytool.training.inputs import Batches, Feed
 from studytool.training.meter import CostMeter
@@ -106,6 +112,7 @@ class Predictor:
         self.record: BestRecord = trained.record
         self.classes = trained.classes
         self.trial = trained.trial
+        reuse_memory(self.trial.train.reuse_memory, self.device)
         self.memory_format = choose_memory_format(self.trial.train.channels_last, trained.model, self.device)
         self.model = trained.model.to(self.device).to(memory_format=self.memory_format)
         self._precision = choose_precision(self.trial.train.precision, self.device)

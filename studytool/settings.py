@@ -227,6 +227,7 @@ class TrainSettings(Settings):
     where a GPU computes it, else float32; "auto" channels_last is on for convolutions on a GPU, and "auto"
     optimizers are fused (one kernel updates all tensors) where torch has one.
     `retry_out_of_memory`: a trial that runs out of memory is tried once more with four times as many parts of a batch.
+    `reuse_memory`: with "auto", a process that trains on a CPU keeps what a step frees for the next one.
     """
 
     max_epochs: Annotated[int, Field(ge=1, le=100_000)] = 30
@@ -248,6 +249,7 @@ class TrainSettings(Settings):
     fused: Literal["auto", "off"] = "auto"
     compile: Literal["off", "on", "graphs", "auto"] = "off"
     retry_out_of_memory: bool = True
+    reuse_memory: Literal["auto", "off"] = "auto"
 
     @model_validator(mode="after")
     def _possible(self) -> TrainSettings:
@@ -272,8 +274,8 @@ class TrainSettings(Settings):
 
 
 SECTIONS: Mapping[str, type[Settings]] = {"model": ModelSettings, "input": InputSettings, "train": TrainSettings}
-HANDLING = frozenset({"retry_out_of_memory"})
-"""Keys of these sections that say what to do about trouble: no factors, and no result depends on them."""
+HANDLING = frozenset({"retry_out_of_memory", "reuse_memory"})
+"""Keys of these sections that say how memory is dealt with: no factors, and no result depends on them."""
 FACTORS: Mapping[str, str] = {
     name: section for section, kind in SECTIONS.items() for name in kind.model_fields if name not in HANDLING
 }

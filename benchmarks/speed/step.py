@@ -6,7 +6,8 @@
 
 The plain loop is float32, eager and contiguous, with AdamW as torch gives it; nothing is read, normalized or augmented.
 studytool's is `train_trial`: it streams shards from the disk, normalizes, augments, and runs in its own layout and
-precision. Both train the same network whole. Their epochs take turns in one process; the first of each is warm-up.
+precision. Both train the same network whole. Their epochs take turns, the plain ones in a process of their own, as what
+studytool does to its own would help them; the first of each is warm-up.
 A compiled trial runs one step of every epoch uncompiled, to count its operations: take more `--steps` than a few.
 Spread is the lowest and highest ratio of two epochs that ran one after the other. Checkpoints are written outside of
 what is timed; `--work /dev/shm` keeps them off a slow disk.
@@ -15,13 +16,15 @@ what is timed; `--work /dev/shm` keeps them off a slow disk.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +162,7 @@ def measure(
         running: dict[str, Iterator[Epoch]] = {}
         for loop, settings in {"plain": None, **loops}.items():
             if settings is None:
-                epochs = plain_epochs(name, device, options)
+                epochs = epochs_elsewhere(name, device, options)
             else:
                 (folder / loop).mkdir()
                 epochs = own_epochs(trial_of(name, folder, settings, options), folder / loop, device)
@@ -212,6 +215,29 @@ def own_epochs(trial: TrialSpec, folder: Path, device: torch.device) -> Iterator
             train, data = cost.train_seconds - before.train_seconds, cost.data_seconds - before.data_seconds
             yield Epoch((cost.samples - before.samples) / (train + data), data / (train + data))
             before = cost
+
+
+def epochs_elsewhere(name: str, device: torch.device, options: argparse.Namespace) -> Iterator[Epoch]:
+    """Those of the plain loop, in a process of its own: what studytool does to this one would help it, too."""
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(
+        target=answer, args=(there, name, device, options, torch.get_num_threads()), daemon=True
+    )
+    process.start()
+    there.close()
+    with closing(here):
+        while True:
+            here.send("an epoch")
+            yield here.recv()
+
+
+def answer(asked: Connection, name: str, device: torch.device, options: argparse.Namespace, threads: int) -> None:
+    """In the other process: an epoch of the plain loop whenever one is asked for, until nobody is there to ask."""
+    torch.set_num_threads(threads)
+    epochs = plain_epochs(name, device, options)
+    with suppress(EOFError):
+        while asked.recv():
+            asked.send(next(epochs))
 
 
 def plain_epochs(name: str, device: torch.device, options: argparse.Namespace) -> Iterator[Epoch]:

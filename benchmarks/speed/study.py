@@ -49,6 +49,7 @@ SWITCHED_OFF = (
     "train.precision=float32",
     "train.channels_last=off",
     "train.fused=off",
+    "train.reuse_memory=off",
     "train.compile=off",
     "resources.trials_together=1",
     "resources.keep_workers=false",

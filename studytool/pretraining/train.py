@@ -23,7 +23,7 @@ from studytool.models.backbones import Clip
 from studytool.models.build import build_model
 from studytool.pretraining.sources import ClipSource, GeneratedClips, VideoFolder
 from studytool.settings import ModelSettings, TrainSettings
-from studytool.training.device import choose_device, choose_memory_format, choose_precision, seeded
+from studytool.training.device import choose_device, choose_memory_format, choose_precision, reuse_memory, seeded
 from studytool.training.evaluate import autocast
 from studytool.training.normalization import follow_statistics
 from studytool.training.optim import Updater
@@ -93,6 +93,7 @@ def pretrain(
         volume_shape_dhw=clip_thw,
         seed=seed,
     )
+    reuse_memory(settings.reuse_memory, chosen)
     started = time.perf_counter()
     run = _Run(model, source, settings, chosen)
     follow_statistics(model, run.steps_per_epoch)

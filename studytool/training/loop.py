@@ -27,6 +27,7 @@ from studytool.training.device import (
     choose_device,
     choose_forward,
     release_memory,
+    reuse_memory,
     seeded,
 )
 from studytool.training.evaluate import autocast, class_probabilities, convolutions
@@ -71,6 +72,7 @@ def train_trial(
         WeightsError: pre-trained weights are missing, or the folder's files are damaged or of another trial.
     """
     chosen = choose_device(device)
+    reuse_memory(trial.train.reuse_memory, chosen)
     import_backbone(trial.model.backbone)
     meter = CostMeter(chosen, trials_side_by_side=trials_side_by_side)
     run: _Run | None = None

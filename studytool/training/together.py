@@ -24,7 +24,7 @@ from studytool.results import EpochResult, Scores
 from studytool.spec import TrialSpec
 from studytool.training.checkpoint import TrialState, load_last
 from studytool.training.course import Course
-from studytool.training.device import choose_device, release_memory
+from studytool.training.device import choose_device, release_memory, reuse_memory
 from studytool.training.evaluate import class_probabilities
 from studytool.training.inputs import view_of_epoch
 from studytool.training.kept import Kept
@@ -63,6 +63,7 @@ def train_together(
     if not all(may_train_together(trials[0], trial) for trial in trials):
         raise ValueError(f"not to be trained together: {', '.join(trial.trial_id for trial in trials)}")
     chosen = choose_device(device)
+    reuse_memory(trials[0].train.reuse_memory, chosen)
     import_backbone(trials[0].model.backbone)
     meter = CostMeter(chosen, trials_side_by_side=trials_side_by_side)
     pack: _Pack | None = None

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import platform
+import resource
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -50,6 +54,38 @@ def test_channels_last_is_for_networks_of_convolutions_on_a_gpu(
     assert devices.choose_memory_format(setting, model, torch.device("cuda")) == expected
     if setting == "auto":
         assert devices.choose_memory_format(setting, model, torch.device("cpu")) == torch.contiguous_format
+
+
+def pages_for_a_large_tensor(times: int) -> int:
+    """Pages that the kernel had to give while so many tensors of 64 MiB came and went, after a first one."""
+    torch.ones(16 << 20)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(times):
+        torch.ones(16 << 20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep what is freed")
+def test_what_a_step_on_a_cpu_frees_is_kept_for_the_next_one_unless_it_is_switched_off():
+    cpu, pages_each = torch.device("cpu"), (64 << 20) // resource.getpagesize()
+    try:
+        devices.reuse_memory("auto", torch.device("cuda"))
+        assert pages_for_a_large_tensor(10) > 8 * pages_each or huge_pages()
+        devices.reuse_memory("auto", cpu)
+        assert pages_for_a_large_tensor(10) < 4 * pages_each
+        devices.reuse_memory("off", cpu)
+        devices.release_memory(cpu)
+        held = torch.ones(600 << 20, dtype=torch.uint8)  # what is still free in the heap does not suffice
+        assert pages_for_a_large_tensor(10) > 8 * pages_each or huge_pages()
+        del held
+    finally:
+        devices.reuse_memory("off", cpu)
+
+
+def huge_pages() -> bool:
+    """Whether the kernel gives 2 MiB at once, unasked."""
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    return setting.exists() and "[always]" in setting.read_text()
 
 
 def test_seeding_is_undone():

@@ -98,6 +98,11 @@ def test_two_runs_are_equal_to_the_last_bit_and_seeds_differ(make_trial: MakeTri
     assert weights[0] == weights[1]
 
 
+def test_memory_that_is_used_again_changes_no_bit(make_trial: MakeTrial, tmp_path: Path):
+    runs = [timeless(train_trial(make_trial(reuse_memory=setting), tmp_path / setting)) for setting in ("auto", "off")]
+    assert runs[0] == runs[1]
+
+
 RESUMED = {
     "adamw with warm-up": {"warmup_epochs": 1.5, "augment": ("turns", "shift", "noise"), "dropout": 0.2},
     "sgd in float16": {"optimizer": "sgd", "schedule": "multistep", "precision": "float16", "select": "last"},
