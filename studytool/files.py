@@ -16,8 +16,11 @@ from studytool.errors import DiskFullError
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, *, over: Path | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is fsynced and renamed to `path`, on error removed.
+
+    It is empty, or what the file `over` was, which is given up: to write over its bytes (open it with "r+b", and
+    truncate it in the end) is faster than to have the kernel find memory and blocks for new ones.
 
     Raises:
         DiskFullError: there is no space left for it, whatever the writer made of that.
@@ -30,6 +33,8 @@ def whole_file(path: Path) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     os.close(handle)
     temporary = Path(name)
+    if over is not None and over.exists():
+        over.replace(temporary)
     with disk_full_explained(path):
         yield from _written(temporary, path)
 

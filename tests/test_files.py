@@ -58,3 +58,15 @@ def test_a_folder_of_that_name_is_named_and_stays(tmp_path):
         raise AssertionError("nothing is written")
     assert caught.value.filename == str(path)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_is_given_up_is_written_over(tmp_path):
+    path, given_up = tmp_path / "a", tmp_path / "old"
+    given_up.write_bytes(b"something longer")
+    before = given_up.stat().st_ino
+    with whole_file(path, over=given_up) as temporary, temporary.open("r+b") as file:
+        assert not given_up.exists()
+        file.write(b"short")
+        file.truncate()
+    assert (path.read_bytes(), path.stat().st_ino) == (b"short", before)
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]

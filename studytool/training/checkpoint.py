@@ -93,7 +93,7 @@ def restore_model(model: StagedModel, state: TrialState, folder: Path) -> None:
 
 
 def save_last(folder: Path, state: TrialState, trial: TrialSpec, data_fingerprint: str) -> None:
-    """Write `last.pt`; the one that was there becomes the generation before it."""
+    """Write `last.pt`, over the generation before it; the one that was there becomes the generation before it."""
     content = {
         "format": FORMAT,
         "trial": trial.model_dump_json(),
@@ -103,8 +103,11 @@ def save_last(folder: Path, state: TrialState, trial: TrialSpec, data_fingerprin
         **{name: getattr(state, name) for name in _STATE},
     }
     last = folder / LAST
-    with whole_file(last) as temporary:
-        torch.save(content, temporary)
+    # Where there is no `last.pt`, as it was damaged, the generation before it is all there is.
+    with whole_file(last, over=folder / PREVIOUS if last.exists() else None) as temporary:
+        with temporary.open("r+b") as file:
+            torch.save(content, file)
+            file.truncate()
         if last.exists():
             last.replace(folder / PREVIOUS)
 

@@ -75,6 +75,28 @@ def test_the_generation_before_is_kept_and_used(
     assert same(loaded, state(2))
 
 
+@pytest.mark.parametrize(("damaged", "left"), [(False, 2), (True, 1)])
+def test_a_write_that_is_killed_leaves_a_good_generation(
+    make_trial: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool, left: int
+):
+    trial = make_trial()
+    for epochs in (1, 2):
+        save_last(tmp_path, state(epochs), trial, PRINT)
+    if damaged:
+        (tmp_path / LAST).write_bytes(b"")
+        assert load_last(tmp_path, trial, PRINT) is not None
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_last(tmp_path, state(3), trial, PRINT)
+    loaded = load_last(tmp_path, trial, PRINT)
+    assert loaded is not None
+    assert same(loaded, state(left))
+
+
 def test_both_damaged_is_an_error_not_a_fresh_start(make_trial: MakeTrial, tmp_path: Path):
     trial = make_trial()
     for epochs in (1, 2):
