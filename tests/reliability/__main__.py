@@ -45,10 +45,11 @@ def main() -> int:
     parser.add_argument("--flips", type=int, default=1000, help="bits flipped in shards; a tenth as many truncations")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="only promises with this in their name")
-    parser.add_argument("--out", type=Path, default=TESTS / "reliability" / "RESULTS.md", help="the page to write")
+    parser.add_argument("--out", type=Path, help="the page to write; default: WORK/RESULTS.md")
     words = parser.parse_args()
     words.work = words.work.resolve()
     words.work.mkdir(parents=True, exist_ok=True)
+    page = words.out or words.work / "RESULTS.md"
     rows = []
     for name, run in _promises(words):
         if words.only not in name:
@@ -61,7 +62,7 @@ def main() -> int:
             f"{'kept' if rows[-1].kept else 'NOT KEPT':8}  {rows[-1].seconds:7.0f} s  {name}: {rows[-1].found}",
             flush=True,
         )
-        write_text(words.out, _page(rows, words))
+        write_text(page, _page(rows, words))
     return 0 if all(row.kept for row in rows) else 1
 
 
