@@ -41,7 +41,7 @@ def answer(
     winner = next((s for s in summaries if s.is_winner), None)
     left = _what_is_left(summaries)
     if winner is None:
-        return Answer("No trial has finished an epoch yet, so nothing can be said.", left, "no result yet")
+        return Answer("No trial has ended with a result yet, so nothing can be said.", left, "no result yet")
     score = winner.test.get(headline_metric(spec))
     if score is None:
         return Answer(_best_of_search(spec, winner), (_SEARCH_IS_OPTIMISTIC, *left), "not confirmed")

@@ -15,7 +15,7 @@ from studytool.data.voxels import widened
 from studytool.report.claims import Comparison
 from studytool.report.features import FeatureMap, FeatureMaps
 from studytool.report.importance import SearchPoint
-from studytool.report.plots import COLOURS, metric_in_words, save_figure, style_of
+from studytool.report.plots import COLOURS, literal, metric_in_words, save_figure, style_of
 from studytool.report.tables import PHASES
 from studytool.report.winner import GroupScore, Mistake
 from studytool.results import Cost, Outcome
@@ -101,7 +101,7 @@ def group_bars(scores: Sequence[GroupScore], stem: Path, *, label: str) -> tuple
         low, high = score.accuracy.low, score.accuracy.high
         if low is not None and high is not None:
             axes.plot([100 * low, 100 * high], [place, place], color="black", linewidth=1)
-    axes.set_yticks(range(len(scores)), [f"{s.name} ({s.count})" for s in scores], fontsize=8)
+    axes.set_yticks(range(len(scores)), [literal(f"{s.name} ({s.count})") for s in scores], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
     axes.set_xlabel("test accuracy, % (mean and 95% interval over seeds)")
@@ -142,7 +142,7 @@ def mistake_slices(mistakes: Sequence[Mistake], dataset: Dataset, stem: Path) ->
             if number < columns:
                 ax.text(0.04, 0.04, letter, color="white", fontsize=6, transform=ax.transAxes)
             if axis == 1:
-                said = f"{mistake.truth} → {mistake.labelled} ({100 * mistake.probability:.0f}%)"
+                said = literal(f"{mistake.truth} → {mistake.labelled} ({100 * mistake.probability:.0f}%)")
                 ax.set_title(said, fontsize=7.5, pad=3)
     return save_figure(figure, stem)
 
@@ -158,28 +158,24 @@ def _bars(count: int) -> tuple[Figure, Axes]:
 def _slice(ax: Axes, spec: StudySpec, points: Sequence[SearchPoint], name: str) -> None:
     distribution = spec.search.space[name]
     is_choice = distribution.kind == "choice"
-    choices = [str(value) for value in distribution.ends]
+    ended = [p for p in points if p.outcome in (Outcome.COMPLETE, Outcome.PRUNED)]
     for index, arm in enumerate(spec.list_arms()):
-        own = [p for p in points if p.arm == arm.name and p.outcome in (Outcome.COMPLETE, Outcome.PRUNED)]
+        own = [p for p in ended if p.arm == arm.name]
         style = style_of(index)
         for finished in (True, False):
             some = [p for p in own if (p.outcome is Outcome.COMPLETE) == finished]
-            x = [_place(p.parameters[name], choices) if is_choice else p.parameters[name] for p in some]
+            values = [p.parameters[name] for p in some]
+            x = [distribution.ends.index(value) for value in values] if is_choice else values
             filled = style["color"] if finished else "none"
             label = arm.name if finished else None
             y = [p.value for p in some]
             ax.scatter(x, y, s=26, marker=style["marker"], edgecolors=style["color"], facecolors=filled, label=label)
     if is_choice:
-        ax.set_xticks(range(len(choices)), choices)
-    elif distribution.kind.startswith("log") and any(p.outcome is not None for p in points):
+        ax.set_xticks(range(len(distribution.ends)), list(map(str, distribution.ends)))
+    elif distribution.kind.startswith("log") and ended:
         ax.set_xscale("log")
     ax.set_xlabel(name.replace("_", " "), fontsize=9)
     ax.grid(alpha=0.25)
-
-
-def _place(value: Any, choices: Sequence[str]) -> int:
-    text = str(tuple(value)) if isinstance(value, list) else str(value)
-    return list(choices).index(text)
 
 
 def _map(ax: Axes, described: FeatureMap, labels: np.ndarray[Any, np.dtype[np.int64]], classes: Sequence[str]) -> None:
@@ -189,7 +185,7 @@ def _map(ax: Axes, described: FeatureMap, labels: np.ndarray[Any, np.dtype[np.in
             style = style_of(label)
             look: dict[str, Any] = {"marker": style["marker"], "color": style["color"], "linewidths": 0, "alpha": 0.85}
             x, y = described.places[members].T
-            ax.scatter(x, y, s=16, label=name, **look)
+            ax.scatter(x, y, s=16, label=literal(name), **look)
     ax.set_xticks([])
     ax.set_yticks([])
     scores = (

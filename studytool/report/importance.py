@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ LEAST_TRIALS = 6
 
 @dataclass(frozen=True)
 class SearchPoint:
-    """One search trial: its arm, its value of every varied factor, and its best validation value."""
+    """One search trial: its arm, its value of every varied factor as the study file has it, and its best value."""
 
     arm: str
     parameters: dict[str, Any]
@@ -30,14 +31,27 @@ class SearchPoint:
 
 
 def search_points(spec: StudySpec, records: Sequence[TrialRecord]) -> list[SearchPoint]:
-    """The search trials with at least one epoch, of arms that are in the study file."""
-    names = [*spec.arms, *spec.search.space]
+    """The search trials with at least one epoch, of arms and with choices that are in the study file."""
+    listed = {**spec.arms, **{name: d.ends for name, d in spec.search.space.items() if d.kind == "choice"}}
     arms = {arm.name for arm in spec.list_arms()}
-    return [
-        SearchPoint(r.arm, {name: r.parameters[name] for name in names}, r.epochs[-1].best_value, r.outcome)
-        for r in records
-        if r.phase == "search" and r.epochs and r.arm in arms
-    ]
+    points = []
+    for r in records:
+        if r.phase != "search" or not r.epochs or r.arm not in arms:
+            continue
+        values = {name: r.parameters[name] for name in spec.search.space}
+        with suppress(ValueError):
+            values |= {name: _in_file(r.parameters[name], choices) for name, choices in listed.items()}
+            points.append(SearchPoint(r.arm, values, r.epochs[-1].best_value, r.outcome))
+    return points
+
+
+def _in_file(value: Any, choices: Sequence[Any]) -> Any:
+    """The choice that is meant: the ledger has 0.0 for 0, and lists for tuples (ValueError: it is none of them)."""
+    return choices[_with_lists(choices).index(_with_lists(value))]
+
+
+def _with_lists(value: Any) -> Any:
+    return list(map(_with_lists, value)) if isinstance(value, list | tuple) else value
 
 
 def importance(spec: StudySpec, points: Sequence[SearchPoint]) -> dict[str, float]:
@@ -59,7 +73,7 @@ def importance(spec: StudySpec, points: Sequence[SearchPoint]) -> dict[str, floa
     study = optuna.create_study(direction="maximize" if spec.metric.mode == "max" else "minimize")
     for point in finished:
         values = {name: str(point.parameters[name]) for name in choices}
-        values |= {name: _as_sampled(point.parameters[name]) for name in tuned}
+        values |= {name: point.parameters[name] for name in tuned}
         study.add_trial(
             create_trial(
                 state=TrialState.COMPLETE, value=point.value, params=values, distributions={**choices, **tuned}
@@ -68,7 +82,3 @@ def importance(spec: StudySpec, points: Sequence[SearchPoint]) -> dict[str, floa
     if not (choices or tuned):
         return {}
     return dict(get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0)))
-
-
-def _as_sampled(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

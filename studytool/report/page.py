@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from studytool.report.export import write_tables
 from studytool.report.sections import Section, StudyResults
 
 REPORT = "report.html"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,12 @@ def write_report(results: StudyResults, *, embed: bool = True) -> Report:
 
 
 def _made(key: str, make: Callable[[], Section]) -> Section:
-    """A point whose files are damaged or missing says so; the others are shown all the same."""
+    """A point whose files are damaged or missing says so; the others are shown all the same, whatever broke in it."""
     try:
         return make()
-    except StudytoolError as error:
+    except Exception as error:
+        if not isinstance(error, StudytoolError):
+            _log.warning("the point %r of the report cannot be shown", key, exc_info=True)
         return Section(key, key.capitalize(), "", missing=f"This cannot be shown: {error}.")
 
 

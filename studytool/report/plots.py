@@ -54,7 +54,7 @@ def confusion_picture(
     figure = Figure(figsize=(3.2 + cell * side, 2.2 + cell * side), layout="constrained")
     axes = figure.add_subplot()
     image = draw_confusion(axes, confusion, classes)
-    axes.set_title(title, fontsize=9, wrap=True)
+    axes.set_title(literal(title), fontsize=9, wrap=True)
     figure.colorbar(image, ax=axes, label="share of the true class, %", shrink=0.8)
     return save_figure(figure, stem, endings)
 
@@ -78,8 +78,8 @@ def draw_confusion(axes: Axes, confusion: Sequence[Sequence[int]], classes: Sequ
                     fontsize=7,
                     color="white" if shares[row, column] > 55 else "black",
                 )
-    names = [f"{name} ({total})" for name, total in zip(classes, totals[:, 0], strict=True)]
-    axes.set_xticks(range(side), list(classes), rotation=45, ha="right", rotation_mode="anchor")
+    names = [literal(f"{name} ({total})") for name, total in zip(classes, totals[:, 0], strict=True)]
+    axes.set_xticks(range(side), list(map(literal, classes)), rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(side), names)
     axes.set_xlabel("labelled as" if side > 20 else "labelled as: % of the row, (number of volumes)")
     axes.set_ylabel("true class (number of volumes)")
@@ -211,6 +211,11 @@ def style_of(index: int) -> dict[str, Any]:
 def metric_in_words(metric: str) -> str:
     """`validation balanced accuracy` for `val/balanced_accuracy`."""
     return metric.replace("val/", "validation ").replace("_", " ")
+
+
+def literal(name: str) -> str:
+    """A user's name as matplotlib draws it unchanged: two dollars would make what is between them a formula."""
+    return name.replace("$", r"\$")
 
 
 def save_figure(figure: Figure, stem: Path, endings: Sequence[str] = _BOTH) -> tuple[Path, ...]:

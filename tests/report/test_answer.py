@@ -86,7 +86,7 @@ def test_a_search_alone_is_called_optimistic_and_unfinished(study):
 
 def test_nothing_yet(study):
     spec, _ = study
-    assert said(spec, []).headline == "No trial has finished an epoch yet, so nothing can be said."
+    assert said(spec, []).headline == "No trial has ended with a result yet, so nothing can be said."
 
 
 def test_without_a_target_the_cost_is_that_of_a_training(tmp_path, study):

@@ -50,6 +50,11 @@ def test_the_confusion_picture_says_shares_and_counts(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["confusion.png", "confusion.svg"]
 
 
+def test_dollars_in_names_are_no_formula(tmp_path):
+    text = words(confusion_picture(((4, 1), (0, 3)), ("a$^$b", "$x_1$"), tmp_path / "money", title="$5 and $6"))
+    assert {"a$^$b (5)", "$x_1$", "$5 and $6"} <= set(text.splitlines())
+
+
 def test_many_classes_leave_no_room_for_counts(tmp_path):
     names = [f"c{i}" for i in range(24)]
     text = words(confusion_picture((77 * np.eye(24, dtype=int)).tolist(), names, tmp_path / "many", title="t"))
