@@ -22,10 +22,12 @@ class Cost:
 
     Seconds are wall-clock seconds of the trial by phase; `device_seconds` is their sum times the number (or share)
     of devices the trial held. `flops` counts multiplications and additions of forward and, for what is trained,
-    backward passes. `energy_joules` is None where the device reports none. `idle_seconds` is the time that the trial
-    held its place outside these phases, while its driver wrote things down; it is no part of `seconds`. Of those,
-    `cache_fill_seconds` computed what is kept of frozen parts, or waited for another trial that did;
-    `cache_saved_seconds` is what computing anew all that was used of it would have taken.
+    backward passes. `energy_joules` is None where the device reports none, and in a sum where a part lacks it.
+    `idle_seconds` is the time that the trial held its place outside these phases, while its driver wrote things down;
+    it is no part of `seconds`. Of those, `cache_fill_seconds` computed what is kept of frozen parts, or waited for
+    another trial that did; `cache_saved_seconds` is what computing anew all that was used of it would have taken. Of
+    the device-seconds, `lost_device_seconds` went into epochs that broke off, which have no phases, and
+    `ending_device_seconds` into what comes after the last epoch: writing the selected weights, and the test split.
     """
 
     data_seconds: float = 0.0
@@ -40,6 +42,8 @@ class Cost:
     idle_seconds: float = 0.0
     cache_fill_seconds: float = 0.0
     cache_saved_seconds: float = 0.0
+    lost_device_seconds: float = 0.0
+    ending_device_seconds: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -53,16 +57,18 @@ class Cost:
         With the cache the first trial pays for all that read what it computed.
         """
         saved = self.cache_saved_seconds - self.cache_fill_seconds
-        return self.device_seconds * (1 + saved / self.seconds) if saved else self.device_seconds
+        devices = (self.device_seconds - self.lost_device_seconds) / self.seconds if saved else 0.0
+        return self.device_seconds + saved * devices
 
     def __add__(self, other: Cost) -> Cost:
         added = [f.name for f in fields(self) if f.name not in _NOT_SUMMED]
         summed = {name: getattr(self, name) + getattr(other, name) for name in added}
-        joules = [c.energy_joules for c in (self, other) if c.energy_joules is not None]
+        joules = [c.energy_joules for c in (self, other) if c.seconds or c.energy_joules is not None]
+        known = [j for j in joules if j is not None]
         return Cost(
             **summed,
             peak_memory_gib=max(self.peak_memory_gib, other.peak_memory_gib),
-            energy_joules=sum(joules) if joules else None,
+            energy_joules=sum(known) if known and len(known) == len(joules) else None,
         )
 
     def shared(self, count: int) -> Cost:
@@ -180,7 +186,8 @@ class TrialRecord:
     def cost_with_lost(self) -> Cost:
         """The same with the device-seconds of what broke off: what was spent on the trial."""
         cost = self.cost
-        return replace(cost, device_seconds=cost.device_seconds + self.lost_device_seconds)
+        lost = self.lost_device_seconds
+        return replace(cost, device_seconds=cost.device_seconds + lost, lost_device_seconds=lost)
 
     @property
     def test(self) -> Scores | None:

@@ -321,7 +321,8 @@ class ResourceSettings(Settings):
     """What one trial holds and how many run at once; "auto": one GPU a trial where there are any, else one core.
 
     So many `trials_per_gpu` share a GPU where `gpu` is "auto"; "auto" are as many as fit into its memory by their
-    measured peak. Seconds of trials that share a device are not fit for cost claims, and the report makes none.
+    measured peak. Seconds of trials that share a device are not fit for cost claims: the report marks
+    them as indicative, and makes none.
 
     Trials of an arm that train nothing but a head are trained together in the place of one, up to `trials_together`;
     1 trains each alone. "auto" (up to 8) leaves what is proposed as it is: it takes those together that the sampler

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 from studytool.results import (
     Cost,
@@ -40,7 +41,8 @@ def test_records_survive_json():
 
 def test_costs_add_up_except_for_peaks_and_what_was_not_measured():
     total = Cost(1, 2, 3, 4, 10, 5, 6, 7, None) + Cost(1, 1, 1, 1, 4, 1, 1, 2, 8.0)
-    assert total == Cost(2, 3, 4, 5, 14, 6, 7, 7, 8.0)
+    assert total == Cost(2, 3, 4, 5, 14, 6, 7, 7, None)
+    assert (Cost() + Cost(1, energy_joules=2.0) + Cost(1, energy_joules=3.0)).energy_joules == 5
     assert (Cost() + Cost()).energy_joules is None
     assert total.seconds == 14
 
@@ -58,3 +60,5 @@ def test_the_cost_without_the_cache():
     reading = Cost(train_seconds=7, evaluate_seconds=1, device_seconds=4, cache_saved_seconds=8)
     assert filling.device_seconds_without_cache == 5 * 16 / 10
     assert reading.device_seconds_without_cache == 4 * 16 / 8
+    broken = replace(RECORD, epochs=(replace(EPOCH, cost=filling),), lost_device_seconds=100)
+    assert broken.cost_with_lost.device_seconds_without_cache == 100 + 5 * 16 / 10

@@ -9,6 +9,7 @@ from rich.table import Table as TerminalTable
 from rich.text import Text
 
 from studytool.report import words
+from studytool.report.claims import Comparison
 from studytool.report.compare import headline_metric
 from studytool.report.sections import StudyResults
 from studytool.report.tables import Table
@@ -40,10 +41,10 @@ def answers_table(studies: Sequence[StudyResults]) -> Table:
                 results.spec.name,
                 winner.arm if winner else "–",
                 words.METRIC_WORDS[metric],
-                words.percent(score) if score else "not confirmed",
+                words.percent(score) if score else "not defined" if winner and winner.confirmed else "not confirmed",
                 str(winner.confirmed) if winner else "0",
                 words.percent(difference.interval, signed=True) if difference else "–",
-                (words.ratio(comparison.cost_ratio) if comparison else "") or "–",
+                _cost_ratio(comparison) or "–",
                 f"{count(open_arms, 'arm')} not finished" if open_arms else "finished",
             )
         )
@@ -51,6 +52,12 @@ def answers_table(studies: Sequence[StudyResults]) -> Table:
         "Brackets: 95% intervals over seeds. Cost ratio: device-seconds to the target over those of random weights.",
     )
     return Table("What each study found", columns, tuple(rows), notes=notes)
+
+
+def _cost_ratio(comparison: Comparison | None) -> str:
+    if comparison is None:
+        return ""
+    return words.ratio(comparison.cost_ratio) if comparison.cost_verdict != "shared device" else "shared device"
 
 
 def across_table(studies: Sequence[StudyResults]) -> Table:

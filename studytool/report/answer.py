@@ -16,7 +16,8 @@ from studytool.spec import StudySpec
 class Answer:
     """`headline` says which arm is best, by how much and at what cost; `how_sure` what has to be known with it.
 
-    `state` is a word or two for a badge: "confirmed", "not finished", "not confirmed", "no result yet".
+    `state` is a word or two for a badge: "confirmed", "confirmed in part" (some of the winner's runs failed), "not
+    finished", "not confirmed", "no result yet".
     """
 
     headline: str
@@ -42,18 +43,20 @@ def answer(
     left = _what_is_left(summaries)
     if winner is None:
         return Answer("No trial has ended with a result yet, so nothing can be said.", left, "no result yet")
-    score = winner.test.get(headline_metric(spec))
-    if score is None:
+    if not winner.confirmed:
         return Answer(_best_of_search(spec, winner), (_SEARCH_IS_OPTIMISTIC, *left), "not confirmed")
+    score = winner.test.get(headline_metric(spec))
     comparison = next((c for c in comparisons if c.arm == winner.arm), None)
     metric = words.METRIC_WORDS[headline_metric(spec)]
     best = f"{_of_those_confirmed(summaries)}{words.arm_in_words(winner.values)}"
-    clauses = [f"{best}: {_score(score.mean, score.low, score.high)} {metric}"]
+    number = "not defined on this test split:" if score is None else _score(score.mean, score.low, score.high)
+    clauses = [f"{best}: {number} {metric}"]
     clauses += _over_random(comparison)
     clauses += _at_what_cost(spec, winner, comparison)
     about = [_name_and_settings(winner), _seeds(winner), *_no_cost_ratio(spec, comparison)]
-    sure = [*about, *_runner_up(gaps), *_still_open(comparison), *_shared_device(summaries), *left]
-    state = "confirmed" if not left else "not finished"
+    shared = words.shared_device(max(s.side_by_side for s in summaries))
+    sure = [*about, *_runner_up(gaps), *_still_open(comparison), *shared, *left]
+    state = "not finished" if left else "confirmed in part" if winner.confirm_failed else "confirmed"
     return Answer(", ".join(clauses) + ".", tuple(sure), state)
 
 
@@ -103,18 +106,15 @@ def _over_random(comparison: Comparison | None) -> list[str]:
 def _at_what_cost(spec: StudySpec, winner: ArmSummary, comparison: Comparison | None) -> list[str]:
     target = spec.metric.target
     ratio = comparison.cost_ratio if comparison else None
-    if target is not None and ratio is not None and ratio.ratio is not None:
-        bound = "" if ratio.bound == "exact" else f"{ratio.bound} "
-        times = f"{bound}{ratio.ratio:.2g}{_ends_of_ratio(ratio)} times"
-        return [f"costing {times} as much as random initialization to reach {_target(spec)}{_never(ratio)}"]
+    verdict = comparison.cost_verdict if comparison else "unknown"
+    if target is not None and ratio is not None and verdict not in ("unknown", "shared device"):
+        chance = ", which may be chance" if verdict == "open" else ""
+        times = f"{words.ratio(ratio)} times as much as random initialization"
+        return [f"costing {times} to reach {_target(spec)}{_never(ratio)}{chance}"]
     if winner.mean_confirm_cost is None:
         return []
     each = words.duration(winner.mean_confirm_cost.device_seconds)
     return [f"at {each} of device time for one training"]
-
-
-def _ends_of_ratio(ratio: CostRatio) -> str:
-    return "" if ratio.low is None or ratio.high is None else f" [{ratio.low:.2g}, {ratio.high:.2g}]"
 
 
 def _never(ratio: CostRatio) -> str:
@@ -146,30 +146,50 @@ def _name_and_settings(winner: ArmSummary) -> str:
 
 
 def _seeds(winner: ArmSummary) -> str:
+    failed = winner.confirm_failed
+    of = f" {failed} of its {winner.confirmed + failed} confirm runs failed and are in no mean." if failed else ""
     if winner.confirmed == 1:
-        return "It was measured with a single seed, so how far it scatters is not known; no interval can be given."
+        return f"It was measured with a single seed, so how far it scatters is not known; no interval can be given.{of}"
+    has_interval = any(interval.low is not None for interval in winner.test.values())
+    brackets = "; the brackets are the 95% interval of that mean" if has_interval else ""
     return (
-        f"Mean over {words.count(winner.confirmed, 'seed')} on the test split; the brackets are the 95% interval of "
-        "that mean. The arm was chosen on the validation split."
+        f"Mean over {words.count(winner.confirmed, 'seed')} on the test split{brackets}. The arm was chosen on the "
+        f"validation split.{of}"
     )
 
 
 def _runner_up(gaps: Mapping[str, PairedDifference]) -> list[str]:
-    """Which other arms may be as good, or by how much the next one is behind."""
-    near = [arm for arm, gap in gaps.items() if gap.interval.low is None or gap.interval.low <= 0]
-    if not gaps:
-        return []
-    if near and all(gaps[arm].interval.low is None for arm in near):
-        return ["The order of the arms cannot be called sure from a single pair of runs."]
+    """Which other arms are or may be as good on the test split, or by how much the next one is behind."""
+    ends = {arm: (gap.interval.low, gap.interval.high) for arm, gap in gaps.items()}
+    ahead = [arm for arm, (_, high) in ends.items() if high is not None and high < 0]
+    near = [arm for arm, (low, high) in ends.items() if low is not None and high is not None and low <= 0 <= high]
+    alike = [arm for arm, gap in gaps.items() if ends[arm][0] is None and gap.interval.count > 1]
+    said = []
+    if ahead:
+        said.append(
+            f"It was chosen by validation; on the test split it is behind {_listed(gaps, ahead, 'points')}, by more "
+            "than the seeds scatter."
+        )
     if near:
-        named = ", ".join(f"{arm} ({_points(gaps[arm])} behind)" for arm in near[:3])
-        more = f" and {len(near) - 3} more" if len(near) > 3 else ""
-        return [
-            f"It cannot be told apart from {named}{more}: the interval of the difference includes zero, so either may "
-            "be the better one, and the cheaper may serve as well."
-        ]
-    closest = min(gaps, key=lambda arm: gaps[arm].interval.mean)
-    return [f"Every other confirmed arm is behind; the closest, {closest}, by {_points(gaps[closest])}."]
+        said.append(
+            f"It cannot be told apart from {_listed(gaps, near, 'points behind')}: the interval of the difference "
+            "includes zero, so either may be the better one, and the cheaper may serve as well."
+        )
+    if any(gap.interval.count == 1 for gap in gaps.values()):
+        said.append("The order of the arms cannot be called sure from a single pair of runs.")
+    if alike:
+        said.append(
+            f"In all pairs of runs the difference is the same, so it has no interval: {_listed(gaps, alike, 'points')}."
+        )
+    if gaps and not said:
+        closest = min(gaps, key=lambda arm: gaps[arm].interval.mean)
+        said.append(f"Every other confirmed arm is behind; the closest, {closest}, by {_points(gaps[closest])}.")
+    return said
+
+
+def _listed(gaps: Mapping[str, PairedDifference], arms: Sequence[str], what: str) -> str:
+    named = ", ".join(f"{arm} ({words.percent(gaps[arm].interval)} {what})" for arm in arms[:3])
+    return f"{named} and {len(arms) - 3} more" if len(arms) > 3 else named
 
 
 def _points(gap: PairedDifference) -> str:
@@ -181,13 +201,6 @@ def _still_open(comparison: Comparison | None) -> list[str]:
         return []
     more = words.count(comparison.more_seeds or 0, "more seed")
     return [f"About {more} would likely settle whether it is better than random initialization."]
-
-
-def _shared_device(summaries: Sequence[ArmSummary]) -> list[str]:
-    most = max((s.side_by_side for s in summaries), default=1)
-    if most == 1:
-        return []
-    return [f"Up to {most} trials shared a device, so times and cost ratios are indicative only."]
 
 
 def _what_is_left(summaries: Sequence[ArmSummary]) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """The paper's two claims, tested on a study: is an initialization better than random, and does it cost less to train?
 
-Each arm is compared with the arm that differs from it in nothing but its random initialization, seed by seed.
+Each arm is compared with the arm that differs from it in nothing but its random initialization, seed by seed; where the
+study leaves that one out, with the one that has nothing frozen as well.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from studytool.results import TrialRecord
 from studytool.spec import StudySpec
 
 Verdict = Literal["better", "probably better", "worse", "probably worse", "open"]
-CostVerdict = Literal["cheaper", "dearer", "open", "unknown"]
+CostVerdict = Literal["cheaper", "probably cheaper", "dearer", "probably dearer", "open", "unknown", "shared device"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,9 @@ class Comparison:
 
     `difference` is of the test metric, paired by seed, `bootstrap` its BCa interval. `p_wilcoxon` and `p_t` are as in
     `difference`, the `_holm` ones corrected for the number of comparisons of the study. `more_seeds` is how many seeds
-    more would likely settle the difference: 0 where it is settled, None where that cannot be said.
+    more would likely settle the difference: 0 where it is settled, None where that cannot be said. `p_cost_holm` is the
+    corrected p of `cost_ratio`; where up to `side_by_side` trials shared a device, costs are not held against one
+    another. `is_unfrozen` says that the reference also has other layers frozen: none.
     """
 
     arm: str
@@ -44,6 +47,9 @@ class Comparison:
     p_wilcoxon_holm: float | None
     more_seeds: int | None
     cost_ratio: CostRatio | None
+    p_cost_holm: float | None = None
+    side_by_side: int = 1
+    is_unfrozen: bool = False
 
     @property
     def verdict(self) -> Verdict:
@@ -60,13 +66,18 @@ class Comparison:
 
     @property
     def cost_verdict(self) -> CostVerdict:
-        """Whether the target costs less or more than from random weights, by the interval of the ratio."""
+        """Whether the target costs less or more than from random weights, by the ratio's interval, as `verdict`."""
         ratio = self.cost_ratio
         if ratio is None or ratio.bound == "unknown":
             return "unknown"
+        if self.side_by_side > 1:
+            return "shared device"
+        settled = self.p_cost_holm is not None and self.p_cost_holm < 1 - LEVEL
         if ratio.high is not None and ratio.high < 1:
-            return "cheaper"
-        return "dearer" if ratio.low is not None and ratio.low > 1 else "open"
+            return "cheaper" if settled else "probably cheaper"
+        if ratio.low is not None and ratio.low > 1:
+            return "dearer" if settled else "probably dearer"
+        return "open"
 
 
 def compare_with_random(
@@ -79,6 +90,8 @@ def compare_with_random(
     differences = [paired_difference(values[s.arm], values[reference]) for s, reference in pairs]
     p_t = _holm_of_known([d.p_t if d else None for d in differences])
     p_wilcoxon = _holm_of_known([d.p_wilcoxon if d else None for d in differences])
+    p_cost = _holm_of_known([s.cost_ratio.p if s.cost_ratio else None for s, _ in pairs])
+    of_arm = {s.arm: s for s in summaries}
     known = sum(p is not None for p in p_t)
     compared = (
         Comparison(
@@ -90,6 +103,9 @@ def compare_with_random(
             p_wilcoxon_holm=p_wilcoxon[i],
             more_seeds=further_seeds(difference.interval, comparisons=max(1, known)) if difference else None,
             cost_ratio=summary.cost_ratio,
+            p_cost_holm=p_cost[i],
+            side_by_side=max(summary.side_by_side, of_arm[reference].side_by_side),
+            is_unfrozen=summary.values.get("freeze") != of_arm[reference].values.get("freeze"),
         )
         for i, ((summary, reference), difference) in enumerate(zip(pairs, differences, strict=True))
     )

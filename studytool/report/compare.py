@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -42,7 +43,7 @@ class ArmSummary:
     `cost_ratio` the device-seconds to target over those of `reference`. `side_by_side` is how many trials shared a
     device at most: above 1, seconds are indicative only. `best_trial` is the confirm run with the best validation
     value (the best search trial where nothing is confirmed): the one to keep. `is_finished` says that no trial of the
-    arm is left to run.
+    arm is left to run. `confirm_failed` confirm runs of the same configuration have failed, and are in no mean.
     """
 
     arm: str
@@ -64,6 +65,7 @@ class ArmSummary:
     is_winner: bool = False
     best_trial: str | None = None
     is_finished: bool = False
+    confirm_failed: int = 0
 
     @property
     def cost(self) -> Cost:
@@ -75,7 +77,9 @@ def summarize_arms(spec: StudySpec, records: Sequence[TrialRecord]) -> tuple[Arm
     """One summary per arm of the study file, in its order; trials of arms no longer in the file are left out.
 
     The winner is the arm with the best mean of the validation metric over its confirm runs (the best search value
-    while an arm waits for its first one); of equal ones the cheaper. The test split has no part in it.
+    while an arm waits for its first one), over the seeds that all have; of equal ones the cheaper. An arm with less
+    than half as many confirm runs as another, as they failed or are still to come, is not chosen. The test split has
+    no part in it.
     """
     own_records = records_by_arm(records)
     runs = {arm.name: _Runs.of(spec, own_records.get(arm.name, [])) for arm in spec.list_arms()}
@@ -106,6 +110,7 @@ def summarize_arms(spec: StudySpec, records: Sequence[TrialRecord]) -> tuple[Arm
                 is_winner=arm.name == winner,
                 best_trial=_trial_to_keep(spec.metric, own),
                 is_finished=_is_finished(spec, own),
+                confirm_failed=_confirm_failed(own),
             )
         )
     return tuple(summaries)
@@ -222,10 +227,10 @@ def _selected_value(metric: MetricSettings, record: TrialRecord) -> float:
 
 
 def _winner(metric: MetricSettings, runs: Mapping[str, _Runs], *, all_finished: bool) -> str | None:
-    confirmed = {name: (metric.sign * r.validation.mean, r) for name, r in runs.items() if r.validation}
+    confirmed = _over_shared_seeds(metric, {name: r for name, r in runs.items() if r.validation})
     searched = {name: (metric.sign * r.best.last.best_value, r) for name, r in runs.items() if r.best and r.best.last}
     # While some arms wait for their confirmation all are held against one another by their search.
-    settled = all_finished or confirmed.keys() >= searched.keys()
+    settled = all_finished or all(r.validation for _, r in searched.values())
     candidates = confirmed if confirmed and settled else searched or confirmed
     if not candidates:
         return None
@@ -236,6 +241,27 @@ def _winner(metric: MetricSettings, runs: Mapping[str, _Runs], *, all_finished: 
         return value, -(cost.device_seconds_without_cache if cost else 0.0)
 
     return max(candidates, key=merit)
+
+
+def _over_shared_seeds(metric: MetricSettings, runs: Mapping[str, _Runs]) -> dict[str, tuple[float, _Runs]]:
+    """The mean validation value of arms with enough confirm runs over the seeds that they share, if there are any."""
+    most = max((len(r.confirmed) for r in runs.values()), default=0)
+    values = {
+        name: {record.seed: metric.sign * _selected_value(metric, record) for record in r.confirmed}
+        for name, r in runs.items()
+        if 2 * len(r.confirmed) >= most
+    }
+    shared = set.intersection(*map(set, values.values())) if values else set()
+    return {
+        name: (statistics.fmean(value for seed, value in own.items() if seed in (shared or own)), runs[name])
+        for name, own in values.items()
+    }
+
+
+def _confirm_failed(runs: _Runs) -> int:
+    sources = {r.source for r in runs.confirmed} or {runs.best.number if runs.best else None}
+    failed = (r for r in runs.all if r.phase == "confirm" and r.outcome is Outcome.FAILED)
+    return sum(r.source in sources for r in failed)
 
 
 def _trial_to_keep(metric: MetricSettings, runs: _Runs) -> str | None:

@@ -83,6 +83,7 @@ def arm_row(summary: ArmSummary, comparison: Comparison | None) -> dict[str, Any
     if comparison is not None and comparison.cost_ratio is not None:
         r = comparison.cost_ratio
         row |= {"cost_ratio_bound": r.bound, "cost_ratio": r.ratio, "cost_ratio_low": r.low, "cost_ratio_high": r.high}
+        row |= {"cost_verdict": comparison.cost_verdict}
     if summary.target is not None:
         row |= {"reached_target": summary.target.reached, "never_reached_target": summary.target.never}
         row |= {"device_seconds_to_target": summary.target.mean.device_seconds if summary.target.mean else None}

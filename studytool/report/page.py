@@ -104,7 +104,7 @@ def _cards(results: StudyResults) -> list[tuple[str, str, str]]:
     if comparison is not None and comparison.difference is not None:
         number, ends = _in_two(words.percent(comparison.difference.interval, signed=True))
         cards.append(("points against random start", number, ends or "one pair of runs"))
-    if comparison is not None and comparison.cost_ratio is not None:
+    if comparison is not None and comparison.cost_ratio is not None and comparison.cost_verdict != "shared device":
         number, ends = _in_two(words.ratio(comparison.cost_ratio))
         cards.append(("cost to target, times that of random start", number, ends))
     if winner.mean_confirm_cost is not None:

@@ -59,7 +59,7 @@ class CostRatio:
 
     A run that never reached the target would have needed more than it spent, so where the second arm has such runs
     the ratio is "at most" this (and only `high` is known), where the first has them "at least" this (only `low`);
-    where both have, nothing can be said ("unknown", all None).
+    where both have, nothing can be said ("unknown", all None). `p` is that of the paired t test of the logarithms.
     """
 
     bound: Literal["exact", "at most", "at least", "unknown"]
@@ -69,6 +69,7 @@ class CostRatio:
     count: int
     first_never: int
     second_never: int
+    p: float | None = None
 
 
 def mean_interval(
@@ -207,12 +208,12 @@ def cost_ratio(first: Mapping[int, Spent], second: Mapping[int, Spent], *, level
         return CostRatio("unknown", None, None, None, len(shared), first_never, second_never)
     logs = mean_interval([math.log(first[s].amount / second[s].amount) for s in shared], level=level)
     low, high = (None if end is None else math.exp(end) for end in (logs.low, logs.high))
-    ratio = math.exp(logs.mean)
+    ratio, p = math.exp(logs.mean), _p_of_t(logs) if logs.sd else None
     if second_never:
-        return CostRatio("at most", ratio, None, high, len(shared), first_never, second_never)
+        return CostRatio("at most", ratio, None, high, len(shared), first_never, second_never, p)
     if first_never:
-        return CostRatio("at least", ratio, low, None, len(shared), first_never, second_never)
-    return CostRatio("exact", ratio, low, high, len(shared), first_never, second_never)
+        return CostRatio("at least", ratio, low, None, len(shared), first_never, second_never, p)
+    return CostRatio("exact", ratio, low, high, len(shared), first_never, second_never, p)
 
 
 def _p_of_t(difference: Interval) -> float:

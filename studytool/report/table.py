@@ -45,9 +45,14 @@ def table_notes(summaries: Sequence[ArmSummary], spec: StudySpec) -> tuple[str, 
     notes = []
     winner = next((s for s in summaries if s.is_winner), None)
     if winner is not None:
+        by_confirmation = winner.validation and all(s.validation or s.is_finished for s in summaries)
         how = f"mean of {spec.metric.name} over {count(winner.confirmed, 'seed')}"
-        chosen = how if winner.validation else f"best {spec.metric.name} of the search; nothing is confirmed yet"
+        waiting = "not all arms are" if any(s.validation for s in summaries) else "nothing is"
+        chosen = how if by_confirmation else f"best {spec.metric.name} of the search; {waiting} confirmed yet"
         notes.append(f"* best arm: chosen by validation ({chosen}); the test split chooses nothing.")
+    failed = [f"{s.arm} {s.confirm_failed}" for s in summaries if s.confirm_failed]
+    if failed:
+        notes.append(f"failed confirm runs, which are in no mean: {', '.join(failed)}.")
     if any(s.test for s in summaries):
         notes.append("[a,b] is the 95% interval of the mean over seeds (Student's t); sd the deviation between seeds.")
     references = sorted({s.reference for s in summaries if s.gain and s.reference})
@@ -107,7 +112,7 @@ def _cells(summary: ArmSummary, spec: StudySpec) -> list[str]:
     test = summary.test.get(headline_metric(spec))
     mean = summary.mean_confirm_cost
     cells = [
-        _percent(test) if test else "not confirmed yet",
+        _percent(test) if test else "not defined" if summary.confirmed else "not confirmed yet",
         f"{100 * test.sd:.1f}" if test and test.sd is not None else "",
         _percent(summary.gain.interval, signed=True) if summary.gain else "",
         duration(summary.cost.device_seconds) if summary.cost.device_seconds else "",

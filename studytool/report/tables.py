@@ -92,6 +92,10 @@ def arms_table(spec: StudySpec, summaries: Sequence[ArmSummary], gaps: Mapping[s
             f"To target: device time until {spec.metric.name} first reached {spec.metric.target:g}; (k/n) means that "
             "only k of n runs ever did, and the mean is over those."
         )
+    failed = [f"{s.arm}: {s.confirm_failed}" for s in ordered if s.confirm_failed]
+    if failed:
+        notes.append(f"Confirm runs that failed, which are in no mean: {', '.join(failed)}.")
+    notes += words.shared_device(max((s.side_by_side for s in summaries), default=1))
     best = frozenset(i for i, summary in enumerate(ordered) if summary.is_winner)
     return Table("Arms", tuple(columns), tuple(rows), best, tuple(notes))
 
@@ -167,6 +171,7 @@ def time_table(spec: StudySpec, records: Sequence[TrialRecord], summaries: Seque
             "Of peak: the operations of a trial over what the device could have computed in all of its seconds at its "
             "precision (MFU); the median of the trials."
         )
+    notes += words.shared_device(max((s.side_by_side for s in summaries), default=1))
     columns = (*named, *(["of peak"] * shared), *(["without cache"] * cached), *(["price"] * priced))
     return Table("Time by phase", columns, tuple(rows), notes=tuple(notes))
 
@@ -221,8 +226,11 @@ def _ratio_table(spec: StudySpec, comparisons: Sequence[Comparison]) -> Table:
         f"{_references(comparisons)}: geometric mean over pairs, with its 95% interval. Below 1 is cheaper.",
         "A run that never reached the target would have needed more than it spent, so it bounds the ratio: “at most”, "
         "“at least”, or, if both sides have such runs, not known.",
+        "The verdict follows the interval; “probably” where the p of the t test of the logarithms, after Holm's "
+        "correction for all comparisons, is not below 0.05.",
+        *words.shared_device(max((c.side_by_side for c in comparisons), default=1)),
     )
-    best = frozenset(i for i, c in enumerate(comparisons) if c.cost_verdict == "cheaper")
+    best = frozenset(i for i, c in enumerate(comparisons) if c.cost_verdict in ("cheaper", "probably cheaper"))
     return Table("Does it cost less to reach the target?", columns, tuple(rows), best, notes)
 
 
@@ -230,7 +238,9 @@ def _references(comparisons: Sequence[Comparison]) -> str:
     names = list(dict.fromkeys(c.reference for c in comparisons))
     if len(names) == 1:
         return names[0]
-    return "the arm with random weights and otherwise the same settings"
+    left_out = any(c.is_unfrozen for c in comparisons)
+    else_unfrozen = " (where the study leaves that out, with nothing frozen as well)" if left_out else ""
+    return f"the arm with random weights and otherwise the same settings{else_unfrozen}"
 
 
 def _heading(metric: str) -> str:

@@ -94,6 +94,13 @@ def ratio(value: CostRatio | None) -> str:
     return ("" if value.bound == "exact" else f"{value.bound} ") + f"{value.ratio:.2g}{ends}"
 
 
+def shared_device(side_by_side: int) -> tuple[str, ...]:
+    """What to beware of where so many trials shared a device; nothing where each had its own."""
+    if side_by_side == 1:
+        return ()
+    return (f"Up to {side_by_side} trials shared a device, so times and cost ratios are indicative only.",)
+
+
 def decimal(value: float) -> str:
     """Three decimals, with a minus sign that is one: `−0.061`."""
     return f"{value:.3f}".replace("-", "−")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 
 from studytool.results import Cost, DeviceInfo, EpochResult
 
@@ -13,13 +14,20 @@ def cost_to_target(epochs: Sequence[EpochResult], target: float, sign: int) -> t
     """What it cost until the validation value first reached `target`, and whether it ever did.
 
     `sign` is +1 where larger values are better, -1 where smaller ones are. A trial that never reaches the target is
-    censored: its whole cost (a lower bound) and False.
+    censored: what all of its epochs cost (a lower bound) and False. What came after the last epoch is not counted.
     """
-    for epoch in epochs:
-        # The best value so far reaches the target in the same epoch as the value itself.
-        if sign * epoch.best_value >= sign * target:
-            return epoch.cost, True
-    return (epochs[-1].cost if epochs else Cost()), False
+    # The best value so far reaches the target in the same epoch as the value itself.
+    reached = next((e for e in epochs if sign * e.best_value >= sign * target), None)
+    cost = (reached or epochs[-1]).cost if epochs else Cost()
+    if cost.ending_device_seconds:
+        # Taken from all phases alike, as device-seconds alone matter here.
+        share = 1 - cost.ending_device_seconds / cost.device_seconds
+        scaled = {name: share * getattr(cost, name) for name in ("device_seconds", *_PHASES)}
+        cost = replace(cost, **scaled, ending_device_seconds=0.0)
+    return cost, reached is not None
+
+
+_PHASES = ("data_seconds", "train_seconds", "evaluate_seconds", "checkpoint_seconds")
 
 
 def samples_per_second(epochs: Sequence[EpochResult]) -> float | None:

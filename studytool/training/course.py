@@ -103,7 +103,7 @@ class Course:
 
         Now the selected weights are written, whole; in the confirm phase `scores_on_test` is asked for theirs.
         """
-        selected, test = self._selected(), None
+        selected, test, trained_for = self._selected(), None, self._meter.total()
         with self._meter.phase("checkpoint"):
             self._updater.result.load_state_dict(self._weights_selected, strict=False)
             record = trained.save_best(self._folder, self._updater.result, self._best_record())
@@ -111,7 +111,9 @@ class Course:
             test = scores_on_test(selected.epoch)
             with self._meter.phase("checkpoint"):
                 trained.save_record(self._folder, replace(record, result=replace(selected, test=test)))
-        last = replace(self.epochs[-1], test=test, is_last=True, cost=self._meter.total())
+        cost = self._meter.total()
+        cost = replace(cost, ending_device_seconds=cost.device_seconds - trained_for.device_seconds)
+        last = replace(self.epochs[-1], test=test, is_last=True, cost=cost)
         finished = TrialState((*self.epochs[:-1], last), True, {}, {})
         save_last(self._folder, finished, self.trial, self._dataset.fingerprint)
         # The generation before it, too, holds the results then, and no longer the optimizer's large state.

@@ -14,7 +14,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -123,7 +122,7 @@ class CostMeter:
             cache_fill_seconds=self.cache_fill_seconds,
             cache_saved_seconds=self.cache_saved_seconds,
         )
-        return _added(self.spent, since)
+        return self.spent + since
 
     def go_on_from(self, cost: Cost) -> None:
         """Add what the trial had cost before it was resumed."""
@@ -164,11 +163,11 @@ class Share:
             with self._meter.phase(name):
                 yield
         finally:
-            self.spent = _added(self.spent, self._meter.take())
+            self.spent = self.spent + self._meter.take()
 
     def go_on_from(self, cost: Cost) -> None:
         """Add what the trial had cost before it was resumed."""
-        self.spent = _added(cost, self.spent)
+        self.spent = cost + self.spent
 
     def total(self) -> Cost:
         """The trial's cost so far."""
@@ -180,13 +179,7 @@ def settle(meter: CostMeter, shares: Sequence[Share]) -> None:
     if shares:
         part = meter.take().shared(len(shares))
         for share in shares:
-            share.spent = _added(share.spent, part)
-
-
-def _added(spent: Cost, since: Cost) -> Cost:
-    """Their sum; one in which one part was not measured is no measurement."""
-    measured = since.energy_joules is not None and (spent == Cost() or spent.energy_joules is not None)
-    return spent + since if measured else replace(spent + since, energy_joules=None)
+            share.spent = share.spent + part
 
 
 def _convolution_backward_flops(

@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 from fabricated_study import RANDOM, STEM, WHOLE, YAML, make_spec, make_trials
 
+from studytool.report import words
 from studytool.report.answer import answer
 from studytool.report.claims import compare_with_random, gaps_to_winner
 from studytool.report.compare import summarize_arms
+from studytool.results import Outcome
 
 
 @pytest.fixture
@@ -32,14 +34,16 @@ def test_the_answer_says_which_arm_by_how_much_at_what_cost_and_how_sure(study):
         f"{100 * score.mean:.1f}% [{100 * score.low:.1f}, {100 * score.high:.1f}] balanced accuracy, "
         f"{100 * gain.mean:.1f} points [{100 * gain.low:.1f}, {100 * gain.high:.1f}] above random initialization"
     )
-    assert f"costing at most {whole.cost_ratio.ratio:.2g} times as much as random initialization" in found.headline
-    assert (
-        "to reach 70% validation balanced accuracy (random initialization never did in 3 of 3 runs)" in found.headline
-    )
+    assert "costing" not in found.headline  # the fabricated trials shared a device
+    alone = said(spec, [replace(r, device=None) for r in records]).headline
+    times = f"{words.ratio(whole.cost_ratio)} times as much as random initialization"
+    assert times.startswith("at most 0.")
+    assert f"costing {times} to reach 70% validation balanced accuracy" in alone
+    assert "(random initialization never did in 3 of 3 runs)" in alone
     sure = " ".join(found.how_sure)
     assert f"called {WHOLE}; found by the search: learning rate 0.001" in sure
     assert "Mean over 3 seeds" in sure
-    assert "indicative only" in sure  # the fabricated trials shared a device
+    assert "indicative only" in sure
     assert found.state == "confirmed"
 
 
@@ -48,6 +52,61 @@ def test_arms_whose_intervals_overlap_are_not_told_apart(study):
     assert any(f"cannot be told apart from {STEM}" in s for s in said(spec, records).how_sure)
     without = [r for r in records if r.arm != STEM]
     assert any(f"the closest, {RANDOM}," in s for s in said(spec, without).how_sure)
+
+
+def with_test_values(records, values):
+    """Confirm runs whose test metric is this, by arm and seed."""
+    return [
+        replace(
+            r,
+            epochs=(*r.epochs[:-1], replace(last, test=replace(last.test, balanced_accuracy=values[r.arm][r.number]))),
+        )
+        if r.phase == "confirm"
+        else r
+        for r in records
+        for last in r.epochs[-1:]
+    ]
+
+
+def test_a_winner_that_the_test_split_does_not_bear_out_is_not_called_equal(study):
+    spec, records = study
+    two = [r for r in records if r.arm != STEM]
+    changed = with_test_values(two, {WHOLE: [0.70, 0.71, 0.70], RANDOM: [0.80, 0.80, 0.81]})
+    sure = " ".join(said(spec, changed).how_sure)
+    assert f"on the test split it is behind {RANDOM} (−10.0 [" in sure
+    assert "cannot be told apart" not in sure
+
+
+def test_equal_results_of_several_pairs_are_no_single_pair(study):
+    spec, records = study
+    two = [r for r in records if r.arm != STEM]
+    sure = " ".join(said(spec, with_test_values(two, dict.fromkeys((WHOLE, RANDOM), [1.0] * 3))).how_sure)
+    assert f"the same, so it has no interval: {RANDOM} (0.0 points)" in sure
+    assert "single pair" not in sure
+
+
+def test_failed_confirm_runs_are_said(study):
+    spec, records = study
+    failed = [
+        replace(r, outcome=Outcome.FAILED) if r.arm == WHOLE and r.phase == "confirm" and r.number == 2 else r
+        for r in records
+    ]
+    found = said(spec, failed)
+    assert found.state == "confirmed in part"
+    assert any("1 of its 3 confirm runs failed and are in no mean" in s for s in found.how_sure)
+
+
+def test_a_metric_that_the_test_split_does_not_define_is_called_so(study):
+    spec, records = study
+    spec = spec.model_copy(update={"metric": spec.metric.model_copy(update={"name": "val/macro_auc"})})
+    records = [
+        replace(r, epochs=(*r.epochs[:-1], replace(last, test=last.test and replace(last.test, macro_auc=None))))
+        for r in records
+        for last in r.epochs[-1:]
+    ]
+    found = said(spec, records)
+    assert "not defined on this test split: AUC" in found.headline
+    assert found.state == "confirmed"
 
 
 def test_a_difference_that_may_be_chance_is_called_so(study):

@@ -88,7 +88,11 @@ def test_a_verdict_is_as_sure_as_the_interval_and_the_corrected_test(differences
     ],
 )
 def test_a_cost_is_lower_only_where_its_interval_says_so(ratio, verdict):
-    assert Comparison("a", "b", None, None, None, None, None, ratio).cost_verdict == verdict
+    compared = Comparison("a", "b", None, None, None, None, None, ratio, p_cost_holm=0.04)
+    assert compared.cost_verdict == verdict
+    uncorrected = f"probably {verdict}" if verdict in ("cheaper", "dearer") else verdict
+    assert replace(compared, p_cost_holm=0.06).cost_verdict == uncorrected
+    assert replace(compared, side_by_side=2).cost_verdict in ("unknown", "shared device")
 
 
 def test_a_single_pair_settles_nothing(study):

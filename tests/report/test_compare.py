@@ -245,3 +245,28 @@ def test_the_mean_of_costs():
     assert (mean.train_seconds, mean.samples, mean.peak_memory_gib, mean.energy_joules) == (3, 10, 1, None)
     assert mean_cost([costs[0]]) == costs[0]
     assert mean_cost([]) is None
+
+
+def test_the_winner_is_chosen_over_the_seeds_that_all_arms_have(spec, records):
+    def is_run(arm, *numbers):
+        return lambda r: r.arm == arm and r.phase == "confirm" and r.number in numbers
+
+    # In the two seeds that both have, WHOLE is best; RANDOM was lucky in the others.
+    records = changed(records, is_run(RANDOM, 0), val=0.6)
+    records = changed(records, is_run(RANDOM, 1, 2), val=0.95)
+    records = changed(records, is_run(WHOLE, 0, 1, 2), val=0.8)
+    records = changed(records, is_run(STEM, 0, 1, 2), val=0.99)
+    # Of STEM there are too few to be held against the others.
+    unfinished = [r for r in records if not is_run(WHOLE, 2)(r) and not is_run(STEM, 1, 2)(r)]
+    assert by_arm(spec, unfinished)[WHOLE].is_winner
+
+
+def test_an_arm_of_which_most_runs_failed_is_not_chosen_for_those_that_did_not(spec, records):
+    records = changed(records, lambda r: r.arm == STEM and r.phase == "confirm" and r.number == 0, val=0.99)
+    records = [
+        replace(r, outcome=Outcome.FAILED) if r.arm == STEM and r.phase == "confirm" and r.number else r
+        for r in records
+    ]
+    summaries = by_arm(spec, records)
+    assert (summaries[STEM].confirmed, summaries[STEM].confirm_failed) == (1, 2)
+    assert not summaries[STEM].is_winner

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+
 from studytool.results import Cost, DeviceInfo, EpochResult, Scores
 from studytool.training.cost import cost_to_target, samples_per_second, share_of_peak
 
@@ -33,6 +37,16 @@ def test_a_trial_that_never_reaches_it_is_censored_with_its_whole_cost():
     assert not reached
     assert cost.train_seconds == 20.0
     assert cost_to_target([], 0.5, 1) == (Cost(), False)
+
+
+def test_what_comes_after_the_last_epoch_is_no_part_of_reaching_the_target():
+    epochs = curve([0.2, 0.6])
+    last = Cost(train_seconds=8.0, evaluate_seconds=2.0, device_seconds=5.0, ending_device_seconds=1.0)
+    last = replace(last, cache_saved_seconds=20.0)
+    cost, reached = cost_to_target([epochs[0], replace(epochs[1], cost=last)], 0.6, 1)
+    assert reached
+    assert cost.device_seconds == pytest.approx(4)
+    assert cost.device_seconds_without_cache == pytest.approx(4 + 20 / 2)
 
 
 def test_throughput_leaves_the_first_epoch_out():

@@ -100,6 +100,9 @@ def test_energy_is_unknown_unless_all_of_it_was_measured():
     assert meter.total().energy_joules is None
     half = CostMeter(CPU)
     half.spent = Cost(train_seconds=1.0, energy_joules=5.0)
+    assert half.total().energy_joules == 5.0  # nothing was spent since
+    with half.phase("train"):
+        pass
     assert half.total().energy_joules is None
 
 

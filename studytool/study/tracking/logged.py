@@ -108,7 +108,11 @@ def _scores(split: str, scores: Scores) -> dict[str, float | None]:
 
 
 def _cost(prefix: str, cost: Cost | None) -> dict[str, float | None]:
-    return {} if cost is None else {f"{prefix}/{name}": value for name, value in asdict(cost).items()}
+    if cost is None:
+        return {}
+    # Most have none of these two.
+    rare = ("lost_device_seconds", "ending_device_seconds")
+    return {f"{prefix}/{name}": value for name, value in asdict(cost).items() if value or name not in rare}
 
 
 def _interval(name: str, interval: Interval | None) -> dict[str, float | None]:
