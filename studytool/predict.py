@@ -243,6 +243,18 @@ class Predictor:
             return None
         return dataset if dataset.fingerprint == self.record.data_fingerprint else None
 
+    def was_trained_on(self, dataset: Dataset) -> bool:
+        """Whether a dataset is the trial's own, whatever its split is called and wherever it is, or shares shards."""
+        own = self.own_dataset()
+        shards = {shard.sha256 for shard in dataset.manifest.shards}
+        if own is not None and any(shard.sha256 in shards for shard in own.manifest.shards):
+            return True
+        try:
+            fingerprint = open_dataset(dataset.folder, self.trial.data_split).fingerprint
+        except DataError:
+            return False
+        return fingerprint == self.record.data_fingerprint
+
 
 def rows_of(dataset: Dataset, split: str | None) -> NDArray[np.int64]:
     """The rows of a split, or all."""

@@ -39,7 +39,9 @@ def particles(seed: int = 0) -> Iterator[Particle]:
                 )
 
 
-def train_small_trial(folder: Path, *, phase: str = "confirm", inverted: bool = False, **input_: Any) -> Path:
+def train_small_trial(
+    folder: Path, *, phase: str = "confirm", inverted: bool = False, data_split: str = "stored", **input_: Any
+) -> Path:
     """Write `folder`/data, train five epochs on it, and give the folder of the trial."""
     data = folder / "data"
     if not data.exists():
@@ -53,6 +55,7 @@ def train_small_trial(folder: Path, *, phase: str = "confirm", inverted: bool = 
         number=0,
         seed=1,
         data_path=str(data),
+        data_split=data_split,
         model=ModelSettings(backbone="tiny_backbone:tiny"),
         input=InputSettings(**input_),
         train=TrainSettings(max_epochs=5, batch_size=8, learning_rate=0.02),

@@ -65,13 +65,14 @@ class Preparer:
     """Reads a volume of a source and makes it like the training volumes; can be sent to other processes.
 
     `settings` say what is done to every volume; see `prepare`. What is not the user's or the import's choice (box,
-    voxel size) is done where a volume needs it.
+    voxel size) is done where a volume needs it. `inverted`: their contrast was inverted before.
     """
 
     source: Source
     entries: Sequence[Entry]
     wanted: Preparation
     settings: ImportSettings
+    inverted: bool = False
 
     def __call__(self, number: int) -> Array:
         """The volume [D, H, W] in the dtype of the training volumes.
@@ -106,7 +107,7 @@ class Preparer:
             done.append(f"{verb} to {' x '.join(map(str, self.wanted.shape_dhw))}")
         if settings.invert:
             done.append("contrast inverted")
-        if settings.invert != self.wanted.inverted:
+        if (settings.invert != self.inverted) != self.wanted.inverted:
             done.append(f"unlike the training volumes, which were {'' if self.wanted.inverted else 'not '}inverted")
         if settings.normalize == "standard":
             done.append("mean 0 and deviation 1")
@@ -130,6 +131,7 @@ def prepare(
     wanted: Preparation,
     *,
     raw: bool,
+    inverted: bool = False,
     voxel_size_angstrom: float | None = None,
     invert: bool | None = None,
     transpose: str | None = None,
@@ -137,7 +139,8 @@ def prepare(
     """How the volumes of a source become like those of training.
 
     `raw`: they are as a lab has them, so that the inversion and the order of axes of the training volumes' import are
-    right for them too; volumes out of a studytool dataset have that behind them. `invert` and `transpose` overrule it.
+    right for them too; volumes out of a studytool dataset have that behind them, and `inverted` says whether their
+    contrast was inverted. `invert` and `transpose` overrule it.
 
     Raises:
         DataError: the source holds no particles.
@@ -150,7 +153,7 @@ def prepare(
         transpose=transpose if transpose is not None else wanted.transpose if raw else None,
         normalize=wanted.normalize,
     )
-    return Preparer(source, source.entries, wanted, settings)
+    return Preparer(source, source.entries, wanted, settings, inverted)
 
 
 @dataclass(frozen=True)
