@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -88,6 +90,21 @@ def test_the_temperature_is_fitted_once_and_kept(trial: Path, home: Path, tmp_pa
     of_label = raw.probabilities[np.arange(16), dataset.labels[dataset.rows("val")]]
     assert float(-np.log(of_label).mean()) == pytest.approx(logged.loss, rel=1e-12)
     assert kept["loss_before"] == pytest.approx(logged.loss, rel=1e-12)
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_trial_that_cannot_be_written_to_is_calibrated_all_the_same(
+    trial: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+):
+    (trial / "calibration.json").unlink(missing_ok=True)
+
+    def refused(folder, _calibration):
+        raise OSError(number, os.strerror(number), str(folder))
+
+    monkeypatch.setattr("studytool.predict.write_calibration", refused)
+    _, said = run(trial, home / "data", tmp_path / "a.csv", split="val")
+    assert any(line.startswith("temperature of the probabilities: ") for line in said)
+    assert not (trial / "calibration.json").exists()
 
 
 def test_dark_particles_are_noticed(trial: Path, home: Path, tmp_path: Path):
