@@ -43,7 +43,7 @@ def class_files(out: Path, classes: Sequence[str]) -> dict[str, Path]:
 
 
 def _columns(labels: Labels) -> dict[str, list[str]]:
-    in_star = {name: text.replace(" ", "_") for name, text in star_names((*labels.classes, REJECTED)).items()}
+    in_star = star_names((*labels.classes, REJECTED), spaces=False)
     return {
         NAME: [in_star[name] for name in labels.names],
         PROBABILITY: [f"{value:.6f}" for value in labels.probability],
