@@ -75,7 +75,7 @@ class Preparer:
     inverted: bool = False
 
     def __call__(self, number: int) -> Array:
-        """The volume [D, H, W] in the dtype of the training volumes.
+        """The volume [D, H, W] in the dtype of the training volumes; float32 where float16 might not hold its values.
 
         Raises:
             DataError: it cannot be read, its voxel size is not known, or it cannot be brought to the wanted form.
@@ -86,9 +86,18 @@ class Preparer:
         if volume.shape != self.wanted.shape_dhw:
             found, wanted = (" x ".join(map(str, shape)) for shape in (volume.shape, self.wanted.shape_dhw))
             raise DataError(f"{entry.origin}: {found} voxels, the network takes {wanted}; cut the volumes so")
-        stored = np.empty(volume.shape, self.wanted.dtype)
+        stored = np.empty(volume.shape, self.dtype)
         store(volume, stored, entry.particle_id)
         return stored
+
+    @property
+    def dtype(self) -> Dtype:
+        """That of the training volumes, but float16 only for volumes of mean 0 and deviation 1.
+
+        A lab's own scale may be one of which float16 keeps next to nothing: 20000 and a little, or 1e-8.
+        """
+        wanted = self.wanted
+        return "float32" if wanted.dtype == "float16" and wanted.normalize == "none" else wanted.dtype
 
     def what_is_done(self, number: int = 0) -> str:
         """One line on what becomes of a volume to be like those of the training, and what is done otherwise."""
