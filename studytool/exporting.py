@@ -82,7 +82,7 @@ def export_trial(trial_folder: Path, to: str, out: Path, *, invert: bool | None 
     and together.
 
     Raises:
-        DataError: no such format, `out` or its card exists or is in the trial's folder, or the file gives other numbers.
+        DataError: no such format, `out` or its card exists or is in the trial's folder, or the file gives other values.
         StudytoolError: a package is missing, or the network cannot be written in this format.
         WeightsError: the folder holds no trained network.
     """

@@ -85,9 +85,11 @@ def test_the_contrast_is_the_users_to_say(trial: Path, home: Path, tmp_path: Pat
     check(trial, home, lambda raw: run(-raw))
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_a_trial_of_few_digits_is_exported_in_float32(tmp_path: Path, precision: str):
-    trial = train_small_trial(tmp_path / "home", precision=precision)
+def test_a_trial_of_few_digits_is_exported_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    trial = train_small_trial(tmp_path / "home", precision="bfloat16")
+    # So small a network differs by little; here it is made more.
+    write_calibration(trial, Calibration(0.003, 16, 0.7, 0.6, 0.5, 0.1, read_best(trial).sha256))
+    monkeypatch.setattr("studytool.exporting.TOLERANCE", 2e-5)
     assert "checked on 8 volumes" in export_trial(trial, "torchscript", tmp_path / "a.pt")[1]
 
 

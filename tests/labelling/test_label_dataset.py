@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,10 +11,13 @@ from pathlib import Path
 import pytest
 from labelling_run import run
 from trained_trial import particles, train_small_trial
+from typer.testing import CliRunner
 
+from studytool.cli import app
 from studytool.data.export import export_dataset
 from studytool.data.particles import Particle
 from studytool.data.readers.source import ReadOptions
+from studytool.data.remote_copy import local_copy
 from studytool.data.shards import open_dataset, write_dataset
 from studytool.data.splits import Recipe, store_split
 from studytool.data.splitting import make_split
@@ -73,6 +77,18 @@ def test_training_volumes_are_said_to_be_that_whatever_the_split_and_the_place(t
     assert any(line.startswith("accuracy") for line in said)
 
 
+def test_so_are_they_where_the_study_left_out_a_shard(trial: Path, home: Path, tmp_path: Path):
+    moved = shutil.copytree(trial, tmp_path / "trial")
+    left_out = [open_dataset(home / "data").manifest.shards[-1].name]
+    record = json.loads((moved / "best.json").read_text())
+    record["trial"]["data_leave_out"] = left_out
+    record["data_fingerprint"] = open_dataset(local_copy(str(home / "data"), leave_out=left_out)).fingerprint
+    (moved / "best.json").write_text(json.dumps(record))
+    assert record["data_fingerprint"] != open_dataset(home / "data").fingerprint
+    _, said = run(moved, home / "data", tmp_path / "a.csv")
+    assert any(line.startswith("this is the dataset that the network was trained on") for line in said)
+
+
 @pytest.mark.parametrize("invert", [None, False])
 def test_a_split_that_is_not_there_is_refused(trial: Path, tmp_path: Path, invert: bool | None):
     unsplit = write(tmp_path / "unsplit", (replace(one, split="") for one in particles()), normalize="standard")
@@ -117,6 +133,12 @@ def test_options_count_for_a_dataset_too(trial: Path, home: Path, tmp_path: Path
         with pytest.raises(DataError, match=f"has no use for --{next(iter(option))}; leave it out"):
             run(trial, home / "data", tmp_path / "c.csv", options=ReadOptions(label="", **option))
     assert not (tmp_path / "c.csv").exists()
+
+
+def test_the_command_line_asks_for_a_cut_as_an_import_does(trial: Path, home: Path, tmp_path: Path):
+    words = ["predict", str(trial), str(home / "data"), "--out", str(tmp_path / "a.csv"), "--cut", "16"]
+    with pytest.raises(DataError, match="has no use for --cut; leave it out"):
+        CliRunner().invoke(app, words, catch_exceptions=False)
 
 
 def test_a_folder_with_another_programs_manifest_is_no_dataset(trial: Path, home: Path, tmp_path: Path):
