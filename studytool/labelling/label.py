@@ -68,6 +68,8 @@ def label_source(trial_folder: Path, request: Request, *, say: Say, progress: Pr
         check_outputs(request, source, predictor.classes)
         say(f"network: {predictor.trial.model.backbone} of {trial_folder}")
         dataset = _dataset(predictor, request, source)
+        if dataset is not None:
+            _compare_normalization(predictor, dataset, say)
         calibration = _calibration(predictor, request, say)
         if dataset is not None and _is_taken_as_it_is(predictor, request, dataset):
             predictions, origins = _of_dataset(predictor, dataset, request, say, progress)
@@ -114,6 +116,17 @@ def _was_inverted(predictor: Predictor, dataset: Dataset) -> bool:
     """Whether a dataset's contrast was inverted at its import; what is not known is as in the training."""
     here, wanted = preparation_of(dataset.manifest), predictor.preparation()
     return here.inverted if here.origin == wanted.origin == "import" else wanted.inverted
+
+
+def _compare_normalization(predictor: Predictor, dataset: Dataset, say: Say) -> None:
+    """Say it if the scale that the network goes by was taken out of these volumes at their import."""
+    here, wanted = preparation_of(dataset.manifest), predictor.preparation()
+    both_imported = here.origin == wanted.origin == "import"
+    if both_imported and here.normalize == "standard" != wanted.normalize and predictor.trial.input.normalize == "none":
+        say(
+            f"warning: {dataset.folder} was normalized at its import, the training volumes never; the labels may be "
+            "worth nothing: import it with --normalize none"
+        )
 
 
 def _is_taken_as_it_is(predictor: Predictor, request: Request, dataset: Dataset) -> bool:

@@ -117,6 +117,16 @@ def test_what_was_not_normalized_is(trial: Path, home: Path, tmp_path: Path):
     assert any("mean 0 and deviation 1" in line for line in said)
 
 
+def test_what_was_normalized_and_should_not_be_is_said(tmp_path: Path):
+    write(tmp_path / "data", particles(), normalize="none")
+    trial = train_small_trial(tmp_path, normalize="none")
+    warning = "was normalized at its import, the training volumes never"
+    _, said = run(trial, write(tmp_path / "other", particles(), normalize="standard"), tmp_path / "a.csv")
+    assert any(line.startswith("warning: ") and warning in line for line in said)
+    _, said = run(trial, tmp_path / "data", tmp_path / "b.csv")
+    assert not any(warning in line for line in said)
+
+
 def test_the_exported_training_volumes_are_not_called_unlike_them(inverted: Path, tmp_path: Path):
     export_dataset(open_dataset(inverted / "data"), tmp_path / "mrc")
     _, said = run(trial_of(inverted), tmp_path / "mrc" / "particles.star", tmp_path / "a.csv")
