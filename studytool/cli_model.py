@@ -44,7 +44,8 @@ def predict(
     from rich.console import Console
 
     from studytool.data.readers.source import ReadOptions
-    from studytool.labelling.label import Request, find_trial, label_source
+    from studytool.labelling.label import find_trial, label_source
+    from studytool.labelling.request import Request
     from studytool.study.counting import progress_of
 
     options = ReadOptions(
@@ -53,7 +54,7 @@ def predict(
         volumes=volumes,
         tomograms=tomograms,
         coordinates=coordinates,
-        box=cut,
+        cut=cut,
         voxel_size_angstrom=voxel_size,
     )
     request = Request(

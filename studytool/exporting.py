@@ -37,6 +37,7 @@ from studytool.training.calibration import with_temperature
 TOLERANCE = 1e-4
 """How far a probability from the exported file may be from the one of `studytool predict`."""
 _CHECKED = 8  # volumes
+_FEWEST = 3  # repeated if need be: torch.export takes a size of 1 for one that never changes
 _INPUT, _OUTPUT = "volumes", "probabilities"
 Run = Callable[[NDArray[np.float32]], NDArray[np.float64]]
 
@@ -77,10 +78,11 @@ def export_trial(trial_folder: Path, to: str, out: Path, *, invert: bool | None 
     """Write the network of a trial as `to`, one of `FORMATS`; the lines to show.
 
     The file gets its name only after it has given the same probabilities as `studytool predict`, within `TOLERANCE`,
-    for volumes of the trial's own validation split (random ones if its dataset is not there), one by one and together.
+    in float32, for volumes of the trial's own validation split (random ones if its dataset is not there), one by one
+    and together.
 
     Raises:
-        DataError: no such format, `out` exists as a folder, or the exported file gives other numbers.
+        DataError: no such format, `out` or its card exists or is in the trial's folder, or the file gives other values.
         StudytoolError: a package is missing, or the network cannot be written in this format.
         WeightsError: the folder holds no trained network.
     """
@@ -90,9 +92,10 @@ def export_trial(trial_folder: Path, to: str, out: Path, *, invert: bool | None 
     for package in form.packages:
         if importlib.util.find_spec(package) is None:
             raise StudytoolError(f"--to {to} needs the package {package!r}: pip install 'studytool[onnx]'")
-    if form.is_folder and out.exists():
-        raise DataError(f"{out}: exists already; give the folder another name, or remove it")
-    with Predictor(trial_folder, device="cpu") as predictor:
+    card_path = Path(f"{out}.json")
+    with Predictor(trial_folder, device="cpu", precision="float32") as predictor:
+        for path in (out, card_path):
+            _check_place(path, trial_folder)
         chosen = predictor.trial.input.filter
         if to == "onnx" and chosen != "none":
             raise StudytoolError(f"the filter {chosen} of this trial cannot be written as onnx; try exported-program")
@@ -124,15 +127,22 @@ def export_trial(trial_folder: Path, to: str, out: Path, *, invert: bool | None 
             "tolerance": TOLERANCE,
         }
         difference = _write(form, module, raw, wanted, out, card)
-    write_json(Path(f"{out}.json"), {**card, "largest_difference": difference, **_digest(out)})
+    write_json(card_path, {**card, "largest_difference": difference, **_digest(out)})
     contrast = "inverted as at the import of the training data" if inverts else "as the training data has it"
     return [
         f"{out}: {to}, probabilities of {len(card['classes'])} classes from raw volumes {card['input'].split(': ')[1]} "
         f"of {card['voxel_size_angstrom']:g} Å; contrast {contrast}",
         f"checked on {len(raw)} volumes: the largest difference to studytool's own is {difference:.1e} "
         f"(allowed: {TOLERANCE:g})",
-        f"{out}.json",
+        str(card_path),
     ]
+
+
+def _check_place(path: Path, trial_folder: Path) -> None:
+    if path.parent.resolve() == trial_folder.resolve():
+        raise DataError(f"{path}: is in the trial's own folder, which is left as it is; choose another place")
+    if path.exists() or path.is_symlink():
+        raise DataError(f"{path}: exists already; choose another name, or remove it if nothing needs it")
 
 
 @dataclass(frozen=True)
@@ -154,6 +164,8 @@ def _write(
     card: dict[str, Any],
 ) -> float:
     """Write, read back, compare; only then the name. The largest difference."""
+    several = np.arange(max(len(raw), _FEWEST)) % len(raw)
+    raw, wanted = raw[several], wanted[several]
     example = torch.from_numpy(raw[:2])
     with _temporary(out, form.is_folder) as temporary:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,12 +101,14 @@ def predict_dataset(
 class Predictor:
     """The network of a trial, ready to label; as a context manager it gives its memory back.
 
+    `precision` is that of its numbers (default: as in training).
+
     Raises:
         WeightsError: the folder holds no trained network that can be used.
         TrainingError: there is no such device.
     """
 
-    def __init__(self, trial_folder: Path, *, device: str | None = None) -> None:
+    def __init__(self, trial_folder: Path, *, device: str | None = None, precision: str | None = None) -> None:
         self.folder = trial_folder
         self.device = choose_device(device)
         trained = load_trained(trial_folder)
@@ -115,7 +118,7 @@ class Predictor:
         reuse_memory(self.trial.train.reuse_memory, self.device)
         self.memory_format = choose_memory_format(self.trial.train.channels_last, trained.model, self.device)
         self.model = trained.model.to(self.device).to(memory_format=self.memory_format)
-        self._precision = choose_precision(self.trial.train.precision, self.device)
+        self._precision = choose_precision(precision or self.trial.train.precision, self.device)
 
     def __enter__(self) -> Predictor:
         return self
@@ -162,7 +165,8 @@ class Predictor:
             contrast_error=contrast.error,
             sha256=self.record.sha256,
         )
-        write_calibration(self.folder, fitted)
+        with suppress(OSError):  # where the trial cannot be written to, it is fitted again the next time
+            write_calibration(self.folder, fitted)
         return fitted
 
     def label_rows(
@@ -242,6 +246,18 @@ class Predictor:
         except DataError:
             return None
         return dataset if dataset.fingerprint == self.record.data_fingerprint else None
+
+    def was_trained_on(self, dataset: Dataset) -> bool:
+        """Whether a dataset is the trial's own, whatever its split is called and wherever it is, or shares shards."""
+        own = self.own_dataset()
+        shards = {shard.sha256 for shard in dataset.manifest.shards}
+        if own is not None and any(shard.sha256 in shards for shard in own.manifest.shards):
+            return True
+        try:
+            fingerprint = open_dataset(dataset.folder, self.trial.data_split).fingerprint
+        except DataError:
+            return False
+        return fingerprint == self.record.data_fingerprint
 
 
 def rows_of(dataset: Dataset, split: str | None) -> NDArray[np.int64]:

@@ -85,6 +85,40 @@ def test_the_contrast_is_the_users_to_say(trial: Path, home: Path, tmp_path: Pat
     check(trial, home, lambda raw: run(-raw))
 
 
+def test_a_trial_of_few_digits_is_exported_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    trial = train_small_trial(tmp_path / "home", precision="bfloat16")
+    # So small a network differs by little; here it is made more.
+    write_calibration(trial, Calibration(0.003, 16, 0.7, 0.6, 0.5, 0.1, read_best(trial).sha256))
+    monkeypatch.setattr("studytool.exporting.TOLERANCE", 2e-5)
+    assert "checked on 8 volumes" in export_trial(trial, "torchscript", tmp_path / "a.pt")[1]
+
+
+@pytest.mark.parametrize("name", ["exported-program", "torchscript"])
+def test_one_volume_to_check_on_is_enough(trial: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    monkeypatch.setattr("studytool.exporting._CHECKED", 1)
+    assert "checked on 1 volumes" in export_trial(trial, name, tmp_path / "a")[1]
+    assert FORMATS[name].open(tmp_path / "a")(np.zeros((5, 1, 16, 16, 16), np.float32)).shape == (5, 2)
+
+
+def test_neither_the_trial_nor_what_is_there_is_written_over(trial: Path, tmp_path: Path):
+    def files():
+        return {path: path.read_bytes() for folder in (trial, tmp_path) for path in folder.rglob("*") if path.is_file()}
+
+    (tmp_path / "a.pt").write_text("somebody's network")
+    (tmp_path / "b.pt.json").write_text("somebody's notes")
+    before = files()
+    for form in FORMATS:
+        if not all(importlib.util.find_spec(package) for package in FORMATS[form].packages):
+            continue
+        for name in ("best", "best.safetensors", "calibration", "new.pt"):
+            with pytest.raises(DataError, match="is in the trial's own folder"):
+                export_trial(trial, form, trial / name)
+        for name, there in (("a.pt", r"a\.pt"), ("b.pt", r"b\.pt\.json")):
+            with pytest.raises(DataError, match=f"{there}: exists already; choose another name, or remove it"):
+                export_trial(trial, form, tmp_path / name)
+    assert files() == before
+
+
 def test_a_file_that_gives_other_numbers_gets_no_name(trial: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     forward = Deployed.forward
     monkeypatch.setattr(Deployed, "forward", lambda self, volumes: forward(self, volumes**3))

@@ -39,7 +39,15 @@ def particles(seed: int = 0) -> Iterator[Particle]:
                 )
 
 
-def train_small_trial(folder: Path, *, phase: str = "confirm", inverted: bool = False, **input_: Any) -> Path:
+def train_small_trial(
+    folder: Path,
+    *,
+    phase: str = "confirm",
+    inverted: bool = False,
+    data_split: str = "stored",
+    precision: str = "auto",
+    **input_: Any,
+) -> Path:
     """Write `folder`/data, train five epochs on it, and give the folder of the trial."""
     data = folder / "data"
     if not data.exists():
@@ -53,9 +61,10 @@ def train_small_trial(folder: Path, *, phase: str = "confirm", inverted: bool = 
         number=0,
         seed=1,
         data_path=str(data),
+        data_split=data_split,
         model=ModelSettings(backbone="tiny_backbone:tiny"),
         input=InputSettings(**input_),
-        train=TrainSettings(max_epochs=5, batch_size=8, learning_rate=0.02),
+        train=TrainSettings(max_epochs=5, batch_size=8, learning_rate=0.02, precision=precision),
         metric=MetricSettings(),
     )
     target = folder / "studies" / "trials" / trial.trial_id

@@ -82,9 +82,10 @@ def file_names(names: Iterable[str]) -> dict[str, str]:
     return _different(plain, same_if=str.lower, taken={STAR_NAME})
 
 
-def star_names(names: Iterable[str]) -> dict[str, str]:
-    """Each name without what a STAR file cannot hold; no two are the same."""
-    return _different({name: _NOT_IN_STAR.sub("_", name) for name in names}, same_if=str, taken=set())
+def star_names(names: Iterable[str], *, spaces: bool = True) -> dict[str, str]:
+    """Each name without what a STAR file cannot hold, or `spaces` outside of quotation marks; no two are the same."""
+    plain = {name: _NOT_IN_STAR.sub("_", name if spaces else name.replace(" ", "_")) for name in names}
+    return _different(plain, same_if=str, taken=set())
 
 
 def _different(plain_of: Mapping[str, str], *, same_if: Callable[[str], str], taken: set[str]) -> dict[str, str]:

@@ -33,7 +33,7 @@ from studytool.errors import DataError
 from studytool.files import write_text
 from studytool.settings import ImportSettings
 
-__all__ = ["READERS", "ImportPlan", "import_dataset", "plan_import", "recognize"]
+__all__ = ["READERS", "ImportPlan", "files_of", "import_dataset", "plan_import", "recognize"]
 
 # Module of `studytool.data.readers` -> what it reads; asked in this order, each loaded when its turn comes.
 READERS = {
@@ -281,15 +281,21 @@ def _float16_error(entry: Entry, volume: Any) -> float:
 def _key(source: Source, entries: Sequence[Entry], settings: ImportSettings, skip_bad: bool) -> str:
     """A digest of all that the dataset depends on: the list, the settings, and the state of every file named in it."""
     digest = hashlib.sha256(json.dumps([source.kind, skip_bad, settings.model_dump(mode="json")]).encode())
-    files: dict[Path, None] = dict.fromkeys(_paths_in([getattr(source, name) for name in _own_fields(source)]))
     for entry in entries:
         digest.update(repr(entry).encode())
-        files.update(dict.fromkeys(_paths_in(entry.where)))
-    for path in files:
+    for path in files_of(source, entries):
         if path.exists():
             state = path.stat()
             digest.update(f"{path!a}|{state.st_size}|{state.st_mtime_ns}".encode())
     return digest.hexdigest()
+
+
+def files_of(source: Source, entries: Sequence[Entry]) -> list[Path]:
+    """Every path that a source and its entries name, each once."""
+    files = dict.fromkeys(_paths_in([getattr(source, name) for name in _own_fields(source)]))
+    for entry in entries:
+        files.update(dict.fromkeys(_paths_in(entry.where)))
+    return list(files)
 
 
 def _own_fields(source: Source) -> list[str]:

@@ -65,16 +65,17 @@ class Preparer:
     """Reads a volume of a source and makes it like the training volumes; can be sent to other processes.
 
     `settings` say what is done to every volume; see `prepare`. What is not the user's or the import's choice (box,
-    voxel size) is done where a volume needs it.
+    voxel size) is done where a volume needs it. `inverted`: their contrast was inverted before.
     """
 
     source: Source
     entries: Sequence[Entry]
     wanted: Preparation
     settings: ImportSettings
+    inverted: bool = False
 
     def __call__(self, number: int) -> Array:
-        """The volume [D, H, W] in the dtype of the training volumes.
+        """The volume [D, H, W] in the dtype of the training volumes; float32 where float16 might not hold its values.
 
         Raises:
             DataError: it cannot be read, its voxel size is not known, or it cannot be brought to the wanted form.
@@ -85,9 +86,18 @@ class Preparer:
         if volume.shape != self.wanted.shape_dhw:
             found, wanted = (" x ".join(map(str, shape)) for shape in (volume.shape, self.wanted.shape_dhw))
             raise DataError(f"{entry.origin}: {found} voxels, the network takes {wanted}; cut the volumes so")
-        stored = np.empty(volume.shape, self.wanted.dtype)
+        stored = np.empty(volume.shape, self.dtype)
         store(volume, stored, entry.particle_id)
         return stored
+
+    @property
+    def dtype(self) -> Dtype:
+        """That of the training volumes, but float16 only for volumes of mean 0 and deviation 1.
+
+        A lab's own scale may be one of which float16 keeps next to nothing: 20000 and a little, or 1e-8.
+        """
+        wanted = self.wanted
+        return "float32" if wanted.dtype == "float16" and wanted.normalize == "none" else wanted.dtype
 
     def what_is_done(self, number: int = 0) -> str:
         """One line on what becomes of a volume to be like those of the training, and what is done otherwise."""
@@ -106,7 +116,7 @@ class Preparer:
             done.append(f"{verb} to {' x '.join(map(str, self.wanted.shape_dhw))}")
         if settings.invert:
             done.append("contrast inverted")
-        if settings.invert != self.wanted.inverted:
+        if (settings.invert != self.inverted) != self.wanted.inverted:
             done.append(f"unlike the training volumes, which were {'' if self.wanted.inverted else 'not '}inverted")
         if settings.normalize == "standard":
             done.append("mean 0 and deviation 1")
@@ -130,6 +140,7 @@ def prepare(
     wanted: Preparation,
     *,
     raw: bool,
+    inverted: bool = False,
     voxel_size_angstrom: float | None = None,
     invert: bool | None = None,
     transpose: str | None = None,
@@ -137,7 +148,8 @@ def prepare(
     """How the volumes of a source become like those of training.
 
     `raw`: they are as a lab has them, so that the inversion and the order of axes of the training volumes' import are
-    right for them too; volumes out of a studytool dataset have that behind them. `invert` and `transpose` overrule it.
+    right for them too; volumes out of a studytool dataset have that behind them, and `inverted` says whether their
+    contrast was inverted. `invert` and `transpose` overrule it.
 
     Raises:
         DataError: the source holds no particles.
@@ -150,7 +162,7 @@ def prepare(
         transpose=transpose if transpose is not None else wanted.transpose if raw else None,
         normalize=wanted.normalize,
     )
-    return Preparer(source, source.entries, wanted, settings)
+    return Preparer(source, source.entries, wanted, settings, inverted)
 
 
 @dataclass(frozen=True)

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from studytool.data.export import ID_COLUMN
 from studytool.data.importing import recognize
-from studytool.data.manifest import MANIFEST_NAME
-from studytool.data.preparation import Contrast, prepare
-from studytool.data.readers.dynamo import DynamoSource
-from studytool.data.readers.source import ReadOptions, Source
+from studytool.data.preparation import Contrast, preparation_of, prepare
+from studytool.data.readers.shardset import ShardSet
+from studytool.data.readers.source import Entry, Source
 from studytool.data.readers.star import StarSource
 from studytool.data.readers.startable import read_star_table
 from studytool.data.shards import Dataset, open_dataset
 from studytool.errors import DataError, StudytoolError
 from studytool.labelling import star as star_files
 from studytool.labelling.labels import REJECTED, Labels, label
+from studytool.labelling.request import Request, check_outputs, digest_of_table, require_same_table
 from studytool.labelling.tables import check_embedding_name, origins_of, write_csv, write_dynamo, write_embedding
 from studytool.predict import OnProgress, Predictions, Predictor, fits, rows_of
 from studytool.training.calibration import Calibration, with_temperature
@@ -28,28 +28,6 @@ from studytool.training.metrics import score
 
 Progress = Callable[[str], AbstractContextManager[OnProgress]]
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to label and what to write. `invert` and `transpose` overrule what the training volumes' import did.
-
-    `split` takes only these particles of a dataset. `calibrate` divides the logits by the temperature that suits the
-    validation split.
-    """
-
-    source: Path
-    out: Path
-    options: ReadOptions = field(default_factory=lambda: ReadOptions(label=""))
-    split: str | None = None
-    reject_below: float | None = None
-    per_class: bool = False
-    embed: Path | None = None
-    invert: bool | None = None
-    transpose: str | None = None
-    calibrate: bool = True
-    device: str | None = None
-    workers: int | None = None
 
 
 def find_trial(text: str) -> Path:
@@ -82,18 +60,21 @@ def label_source(trial_folder: Path, request: Request, *, say: Say, progress: Pr
     """
     if request.embed is not None:
         check_embedding_name(request.embed)
-        _check_place(request.embed, request)
-    dataset = _dataset(request)
-    source = None if dataset is not None else recognize(request.source, request.options)
-    _check_out(request, source)
+    table_sha256 = digest_of_table(request)
+    source = recognize(request.source, request.options)
+    if request.split is not None and not isinstance(source, ShardSet) and not _entries_of(source, request.split):
+        raise DataError(f"{request.source}: no particle is in the split {request.split!r}; leave --split away")
     with Predictor(trial_folder, device=request.device) as predictor:
+        check_outputs(request, source, predictor.classes)
         say(f"network: {predictor.trial.model.backbone} of {trial_folder}")
+        dataset = _dataset(predictor, request, source)
+        if dataset is not None:
+            _compare_normalization(predictor, dataset, say)
         calibration = _calibration(predictor, request, say)
-        if dataset is not None and fits(predictor.record, dataset) and request.invert is None:
-            predictions, origins = _of_dataset(predictor, request, say, progress)
+        if dataset is not None and _is_taken_as_it_is(predictor, request, dataset):
+            predictions, origins = _of_dataset(predictor, dataset, request, say, progress)
         else:
-            source = source or recognize(request.source, request.options)
-            predictions, origins = _of_source(predictor, source, request, say, progress)
+            predictions, origins = _of_source(predictor, source, dataset, request, say, progress)
         _compare_contrast(calibration, predictions.contrast, say)
     raw = predictions.probabilities
     temperature = calibration.temperature if calibration else 1.0
@@ -103,77 +84,89 @@ def label_source(trial_folder: Path, request: Request, *, say: Say, progress: Pr
         most_probable=raw.argmax(axis=1),
         reject_below=request.reject_below,
     )
+    require_same_table(request, table_sha256)
     _write(request, source, predictions, origins, labels, say)
     return labels
 
 
-def _dataset(request: Request) -> Dataset | None:
-    return open_dataset(request.source) if (request.source / MANIFEST_NAME).is_file() else None
+def _entries_of(source: Source, split: str) -> list[Entry]:
+    return [entry for entry in source.entries if entry.split == split]
 
 
-def _check_out(request: Request, source: Source | None) -> None:
-    """Refuse what could not be written in the end."""
-    ending = request.out.suffix.lower()
-    kind = "a studytool dataset" if source is None else source.kind
-    if ending not in (".csv", ".star", ".tbl"):
+def _dataset(predictor: Predictor, request: Request, source: Source) -> Dataset | None:
+    """The dataset to label, with the split that the trial's own parts are of; None where the source is none.
+
+    Raises:
+        DataError: it lacks the split, or its contrast was treated unlike that of the training volumes.
+    """
+    if not isinstance(source, ShardSet):
+        return None
+    dataset = open_dataset(request.source, predictor.data_split_for(request.split, None))
+    rows_of(dataset, request.split)
+    if request.invert is None and _was_inverted(predictor, dataset) != predictor.preparation().inverted:
+        here, there = ("did not", "did") if predictor.preparation().inverted else ("did", "did not")
         raise DataError(
-            f"{request.out}: labels are written as .csv, or as .star of a STAR file, .tbl of a Dynamo table"
+            f"{request.source}: its import {here} invert the contrast, that of the training volumes {there}; give "
+            "--invert, or --no-invert if these particles are as bright or dark as those of the training"
         )
-    if (ending == ".star" or request.per_class) and not (ending == ".star" and isinstance(source, StarSource)):
-        raise DataError(f"{request.out}: STAR files can be written of a STAR file, this is {kind}; give a .csv")
-    if ending == ".tbl" and not isinstance(source, DynamoSource):
-        raise DataError(f"{request.out}: a Dynamo table can be written of a Dynamo table, this is {kind}; give a .csv")
-    _check_place(request.out, request)
-    if request.per_class and _may_be_of_a_class(request):
-        raise DataError(
-            f"{request.source}: --per-class writes files named {request.out.stem}_CLASS.star, the source may be one of "
-            "them, which is left as it is; choose another name for --out"
+    return dataset
+
+
+def _was_inverted(predictor: Predictor, dataset: Dataset) -> bool:
+    """Whether a dataset's contrast was inverted at its import; what is not known is as in the training."""
+    here, wanted = preparation_of(dataset.manifest), predictor.preparation()
+    return here.inverted if here.origin == wanted.origin == "import" else wanted.inverted
+
+
+def _compare_normalization(predictor: Predictor, dataset: Dataset, say: Say) -> None:
+    """Say it if the scale that the network goes by was taken out of these volumes at their import."""
+    here, wanted = preparation_of(dataset.manifest), predictor.preparation()
+    both_imported = here.origin == wanted.origin == "import"
+    if both_imported and here.normalize == "standard" != wanted.normalize and predictor.trial.input.normalize == "none":
+        say(
+            f"warning: {dataset.folder} was normalized at its import, the training volumes never; the labels may be "
+            "worth nothing: import it with --normalize none"
         )
-    if request.split is not None and source is not None and not any(e.split == request.split for e in source.entries):
-        raise DataError(f"{request.source}: no particle is in the split {request.split!r}; leave --split away")
-    if request.split is not None and ending != ".csv":
-        raise DataError(f"{request.out}: --split leaves particles out, a table has to keep them; give a .csv")
 
 
-def _check_place(out: Path, request: Request) -> None:
-    """Refuse a file that is the source or a folder, before anything is computed for it."""
-    if out.is_dir():
-        raise DataError(f"{out}: is a folder; give the name of a file")
-    if request.source.exists() and out.exists() and out.samefile(request.source):
-        raise DataError(f"{out}: is the source itself, which is left as it is; choose another name")
+def _is_taken_as_it_is(predictor: Predictor, request: Request, dataset: Dataset) -> bool:
+    """Whether nothing has to be done to the volumes of a dataset, by their own form or the user's word."""
+    here, wanted = preparation_of(dataset.manifest), predictor.preparation()
+    both_imported = here.origin == wanted.origin == "import"
+    to_normalize = both_imported and wanted.normalize == "standard" != here.normalize
+    asked = (request.invert, request.transpose, request.options.voxel_size_angstrom)
+    return fits(predictor.record, dataset) and not to_normalize and all(option is None for option in asked)
 
 
-def _may_be_of_a_class(request: Request) -> bool:
-    source, out = request.source.resolve(), request.out.resolve()
-    return source.parent == out.parent and source.name.startswith(f"{out.stem}_") and source.suffix == out.suffix
-
-
-def _of_dataset(predictor: Predictor, request: Request, say: Say, progress: Progress) -> tuple[Predictions, list[str]]:
-    split = request.split
-    named = open_dataset(request.source, predictor.data_split_for(split, None))
-    rows = rows_of(named, split)
+def _of_dataset(
+    predictor: Predictor, dataset: Dataset, request: Request, say: Say, progress: Progress
+) -> tuple[Predictions, list[str]]:
+    rows = rows_of(dataset, request.split)
     say(f"volumes: {len(rows)} of {request.source}, of the box and voxel size of the training volumes")
     with progress("labelling") as on_progress:
-        predictions = predictor.label_rows(named, rows, features=request.embed is not None, on_progress=on_progress)
-    _say_scores(predictor, named, rows, predictions, split, say)
-    return predictions, [f"{request.source}, particle {name}" for name in named.particle_ids[rows].tolist()]
+        predictions = predictor.label_rows(dataset, rows, features=request.embed is not None, on_progress=on_progress)
+    _say_scores(predictor, dataset, rows, predictions, request.split, say)
+    return predictions, [f"{request.source}, particle {name}" for name in dataset.particle_ids[rows].tolist()]
 
 
 def _of_source(
-    predictor: Predictor, source: Source, request: Request, say: Say, progress: Progress
+    predictor: Predictor, source: Source, dataset: Dataset | None, request: Request, say: Say, progress: Progress
 ) -> tuple[Predictions, list[str]]:
     wanted = predictor.preparation()
+    is_raw = not _is_of_studytool(request, source)
     preparer = prepare(
         source,
         wanted,
-        raw=not _is_of_studytool(request, source),
+        raw=is_raw,
+        inverted=_was_inverted(predictor, dataset) if dataset is not None else wanted.inverted and not is_raw,
         voxel_size_angstrom=request.options.voxel_size_angstrom,
         invert=request.invert,
         transpose=request.transpose,
     )
-    if request.split is not None:
-        chosen = tuple(entry for entry in source.entries if entry.split == request.split)
-        preparer = type(preparer)(source, chosen, wanted, preparer.settings)
+    if dataset is not None:  # an entry's place is its row
+        preparer = replace(preparer, entries=[source.entries[row] for row in rows_of(dataset, request.split)])
+    elif request.split is not None:
+        preparer = replace(preparer, entries=_entries_of(source, request.split))
     say(f"volumes: {len(preparer.entries)} ({source.kind}); {preparer.what_is_done()}")
     with progress("labelling") as on_progress:
         predictions = predictor.label_source(
@@ -186,7 +179,7 @@ def _is_of_studytool(request: Request, source: Source) -> bool:
     """Whether the volumes went through an import before: those of a dataset, and what `data export` has written."""
     if isinstance(source, StarSource):
         return ID_COLUMN in read_star_table(request.source).particles
-    return source.kind == "studytool dataset"
+    return isinstance(source, ShardSet)
 
 
 def _calibration(predictor: Predictor, request: Request, say: Say) -> Calibration | None:
@@ -237,7 +230,7 @@ def _say_scores(
     if not {*classes} <= {*predictions.classes}:
         return
     place = np.array([predictions.classes.index(name) for name in classes])
-    if split is None and dataset.fingerprint == predictor.record.data_fingerprint:
+    if split is None and predictor.was_trained_on(dataset):
         say("this is the dataset that the network was trained on; --split test scores it on volumes it has not seen")
         return
     scores = score(predictions.probabilities, place[dataset.labels[rows]], len(predictions.classes))
@@ -250,7 +243,7 @@ def _say_scores(
 
 def _write(
     request: Request,
-    source: Source | None,
+    source: Source,
     predictions: Predictions,
     origins: Sequence[str],
     labels: Labels,

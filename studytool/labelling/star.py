@@ -30,15 +30,20 @@ def write_labelled_star(star: Path, out: Path, labels: Labels) -> None:
 def write_star_per_class(star: Path, out: Path, labels: Labels) -> dict[str, Path]:
     """Write `OUT_CLASS.star` beside `out` for every class that has particles, and for the rejected; class -> file."""
     columns, names = _columns(labels), labels.names
-    stems = file_names((*labels.classes, REJECTED))
-    paths = {name: out.with_name(f"{out.stem}_{stems[name]}{out.suffix}") for name in labels.counts() if name in names}
+    paths = {name: path for name, path in class_files(out, labels.classes).items() if name in names}
     for name, path in paths.items():
         _write(star, path, columns, keep=lambda row, name=name: names[row] == name)  # type: ignore[misc]
     return paths
 
 
+def class_files(out: Path, classes: Sequence[str]) -> dict[str, Path]:
+    """`OUT_CLASS.star` of every class and of the rejected."""
+    stems = file_names((*classes, REJECTED))
+    return {name: out.with_name(f"{out.stem}_{stem}{out.suffix}") for name, stem in stems.items()}
+
+
 def _columns(labels: Labels) -> dict[str, list[str]]:
-    in_star = {name: text.replace(" ", "_") for name, text in star_names((*labels.classes, REJECTED)).items()}
+    in_star = star_names((*labels.classes, REJECTED), spaces=False)
     return {
         NAME: [in_star[name] for name in labels.names],
         PROBABILITY: [f"{value:.6f}" for value in labels.probability],

@@ -83,9 +83,13 @@ def test_what_cannot_be_made_alike_is_refused():
     longer = replace(WANTED, shape_dhw=(16, 16, 20))
     with pytest.raises(DataError, match="16 x 16 x 16 voxels, the network takes 16 x 16 x 20"):
         prepare(InMemory(noise()), longer, raw=True)(0)
-    plain = replace(WANTED, normalize="none")
-    with pytest.raises(DataError, match="does not fit into float16"):
-        prepare(InMemory(noise() * 1e6), plain, raw=True)(0)
+
+
+@pytest.mark.parametrize(("offset", "scale"), [(20000, 1), (0, 1e-8), (0, 1e6)])
+def test_values_that_float16_cannot_hold_are_kept(offset: float, scale: float):
+    volume = (offset + scale * noise()).astype(np.float32)
+    plain = replace(WANTED, normalize="none", inverted=False)
+    np.testing.assert_array_equal(prepare(InMemory(volume), plain, raw=True)(0), volume)
 
 
 def test_the_imports_of_a_dataset_add_up():

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 import shutil
-from contextlib import contextmanager
 from pathlib import Path
 
 import mrcfile
@@ -11,28 +12,15 @@ import numpy as np
 import pytest
 import starfile
 import torch
+from labelling_run import run
 
 from studytool.data.readers.source import ReadOptions
 from studytool.data.shards import open_dataset
 from studytool.errors import DataError, SpecError
-from studytool.labelling.label import Request, find_trial, label_source
+from studytool.labelling.label import find_trial
 from studytool.training.trained import load_trained, read_best
 
 TBL_COLUMNS = 36
-
-
-def run(trial: Path, source: Path, out: Path, **options):
-    """Label; the lines that were said."""
-    said: list[str] = []
-    counted: list[tuple[int, int]] = []
-
-    @contextmanager
-    def progress(_what):
-        yield lambda done, total: counted.append((done, total))
-
-    labels = label_source(trial, Request(source, out, device="cpu", **options), say=said.append, progress=progress)
-    assert counted[-1] == (len(labels.numbers), len(labels.numbers))
-    return labels, said
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -104,6 +92,21 @@ def test_the_temperature_is_fitted_once_and_kept(trial: Path, home: Path, tmp_pa
     assert kept["loss_before"] == pytest.approx(logged.loss, rel=1e-12)
 
 
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_trial_that_cannot_be_written_to_is_calibrated_all_the_same(
+    trial: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+):
+    (trial / "calibration.json").unlink(missing_ok=True)
+
+    def refused(folder, _calibration):
+        raise OSError(number, os.strerror(number), str(folder))
+
+    monkeypatch.setattr("studytool.predict.write_calibration", refused)
+    _, said = run(trial, home / "data", tmp_path / "a.csv", split="val")
+    assert any(line.startswith("temperature of the probabilities: ") for line in said)
+    assert not (trial / "calibration.json").exists()
+
+
 def test_dark_particles_are_noticed(trial: Path, home: Path, tmp_path: Path):
     _, said = run(trial, home / "mrc", tmp_path / "a.csv")
     assert not [line for line in said if line.startswith("warning")]
@@ -159,36 +162,6 @@ def test_what_cannot_be_written_is_refused_before_the_work(trial, home, tmp_path
         run(trial, home / source, tmp_path / out, **options)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_source_is_never_overwritten(trial: Path, home: Path):
-    star = home / "mrc" / "particles.star"
-    before = star.read_bytes()
-    with pytest.raises(DataError, match="is the source itself"):
-        run(trial, star, star)
-    assert star.read_bytes() == before
-
-
-def test_nor_by_the_features_or_the_file_of_a_class(trial: Path, home: Path, tmp_path: Path):
-    volumes = tmp_path / "volumes.npz"
-    np.savez(volumes, volumes=np.zeros((1, 12, 12, 12), np.float32))
-    star = tmp_path / "new_ball.star"
-    star.write_bytes((home / "mrc" / "particles.star").read_bytes())
-    before = volumes.read_bytes(), star.read_bytes()
-    with pytest.raises(DataError, match="is the source itself"):
-        run(trial, volumes, tmp_path / "a.csv", embed=volumes)
-    with pytest.raises(DataError, match=r"new_CLASS\.star, the source may be one of them"):
-        run(trial, star, tmp_path / "new.star", per_class=True, options=ReadOptions(label="", root=home / "mrc"))
-    assert (volumes.read_bytes(), star.read_bytes()) == before
-
-
-@pytest.mark.parametrize("options", [{}, {"embed": Path("a.npz")}])
-def test_a_folder_of_that_name_is_refused_before_the_work(trial: Path, home: Path, tmp_path: Path, options):
-    options = {name: tmp_path / value for name, value in options.items()}
-    out = tmp_path / "a.csv"
-    (options.get("embed", out)).mkdir()
-    with pytest.raises(DataError, match="is a folder; give the name of a file"):
-        run(trial, home / "data", out, **options)
 
 
 def test_without_its_dataset_a_network_still_labels_and_says_what_it_cannot(trial: Path, home: Path, tmp_path: Path):

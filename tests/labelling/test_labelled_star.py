@@ -119,3 +119,11 @@ def test_a_table_of_one_row_without_a_loop(tmp_path: Path):
         "rlnClassNumber": 1,
         "studytoolClassName": "ball",
     }
+
+
+def test_classes_stay_different_without_their_spaces(star: Path, tmp_path: Path):
+    probabilities = np.array([[0.9, 0.1], [0.3, 0.7], [0.55, 0.45]])
+    found = label(probabilities, ("a b", "a_b"), most_probable=probabilities.argmax(axis=1), reject_below=None)
+    write_labelled_star(star, tmp_path / "out.star", found)
+    names = starfile.read(tmp_path / "out.star")["particles"]["studytoolClassName"].tolist()
+    assert names == ["a_b", "a_b-2", "a_b"]
