@@ -167,7 +167,7 @@ def test_too_little_is_an_error_that_names_tensors(folder: Path) -> None:
         build(SHAPE, backbone="x3d_s", init="kinetics400")
 
 
-def test_a_little_missing_or_left_over_is_reported(folder: Path) -> None:
+def test_a_little_missing_or_left_over_is_reported(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     published = state("x3d_s")
     del published["blocks.1.res_blocks.0.branch2.norm_a.weight"]
     published["ema.decay"] = torch.ones(1)
@@ -177,6 +177,45 @@ def test_a_little_missing_or_left_over_is_reported(folder: Path) -> None:
     assert report.left_over == ("ema.decay",)
     assert 0.99 < report.share < 1
     assert "missing blocks.1.res_blocks.0.branch2.norm_a.weight, left over ema.decay" in str(report)
+    [record] = caplog.records
+    assert "stay as they were built: blocks.1.res_blocks.0.branch2.norm_a.weight [54]" in record.getMessage()
+
+
+STEM = "blocks.0.conv.conv_t.weight"
+
+
+@pytest.mark.parametrize("misfit", [None, torch.zeros(24, 2, 1, 3, 3)])
+def test_a_stem_that_would_stay_random_is_refused(folder: Path, misfit: Tensor | None) -> None:
+    published = state("x3d_s")
+    del published[STEM]
+    if misfit is not None:
+        published[STEM] = misfit
+    put(folder, "x3d_s", published)
+    words = r" \(the file has \[24, 2, 1, 3, 3\]\)" if misfit is not None else ""
+    with pytest.raises(WeightsError, match=rf"X3D_S.pyth: .* random: {STEM} \[24, 3, 1, 3, 3\]{words};") as caught:
+        build(SHAPE, backbone="x3d_s", init="kinetics400", freeze="backbone")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_without_running_statistics_is_refused(folder: Path) -> None:
+    path = folder / "mine.safetensors"
+    save_file({name: t for name, t in state("x3d_s").items() if "running" not in name}, path)
+    with pytest.raises(WeightsError, match=r"mine.safetensors: running statistics .*blocks.0.norm.running_mean \[24\]"):
+        build(SHAPE, backbone="x3d_s", init=f"checkpoint:{path}")
+    first = build(SHAPE, backbone="x3d_s").state_dict()
+    save_file({name: t for name, t in first.items() if not name.endswith("running_var")}, path)
+    with pytest.raises(WeightsError, match=r"running statistics .*stages.stem.norm.running_var"):
+        build(SHAPE, backbone="x3d_s", init=f"checkpoint:{path}")
+
+
+def test_a_stem_of_one_channel_comes_back_as_it_was(folder: Path) -> None:
+    path = folder / "grey.safetensors"
+    grey = torch.randn(24, 1, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+    save_file({**state("x3d_s"), STEM: grey}, path)
+    model = build(SHAPE, backbone="x3d_s", init=f"checkpoint:{path}", stem="sum")
+    torch.testing.assert_close(model.stages["stem"].conv.conv_t.weight.detach(), grey, rtol=1.2e-7, atol=0.0)
+    report = model.load_report
+    assert (report.reshaped, report.missing, report.share) == ((STEM,), (), 1.0)
 
 
 def test_damaged_files_are_one_line_errors(folder: Path) -> None:
