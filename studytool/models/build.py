@@ -47,7 +47,7 @@ def build_model(
     report = initialize(network, backbone, settings.init, seed)
     anatomy: Anatomy = registry.load(backbone.split)(network, clip_thw)
     check_stem(report, network, anatomy, weights_path(backbone.name, settings.init))
-    channels = adapt_stem(anatomy.stages["stem"], settings.stem)
+    channels = adapt_stem(anatomy.stages["stem"], settings.stem, clip_thw)
     if settings.stem_stride == "remove":
         remove_strides(anatomy.stages["stem"])
     model = StagedModel(
