@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import pickle
 import warnings
@@ -11,20 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from studytool import registry
 from studytool.errors import WeightsError
 from studytool.models.anatomy import Anatomy
-from studytool.models.backbones import CHECKPOINT, Backbone
+from studytool.models.backbones import CHECKPOINT, Backbone, WeightsFile
 from studytool.models.inflate import inflated
 from studytool.models.weights import (
     FileCheck,
-    check_file,
     fetch_checkpoint,
     missing_weights,
+    read_checked,
     weights_file,
     weights_path,
 )
@@ -164,8 +164,8 @@ def imagenet_inflated(network: nn.Module, backbone: Backbone, _seed: int) -> Loa
     return _load(network, backbone.head, replace(source, tensors=tensors, reshaped=reshaped))
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from a .safetensors file or a torch file, never running code from it.
+def read_tensors(content: bytes, path: Path) -> dict[str, Tensor]:
+    """Tensors by name from what a .safetensors file or a torch file holds, never running code from it.
 
     The usual wrappings are taken off: a dictionary around the state, and "module." before every name.
 
@@ -174,26 +174,28 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     try:
         if path.suffix == ".safetensors":
-            content: Any = load_file(path)
+            held: Any = load(content)
         else:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of a pickle in a file of the name of weights; the error says more
-                content = torch.load(path, map_location="cpu", weights_only=True)
+                held = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's own words go on to say how to run the code after all.
         raise WeightsError(
             f"{path}: holds more than tensors by name, or is damaged; nothing of it was run; save the model's "
             "state_dict() alone, best as .safetensors"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, SafetensorError) as error:
+    except Exception as error:  # of a damaged file torch raises whatever it stumbles over
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path}: cannot be read as weights ({reason})") from error
+        raise WeightsError(
+            f"{path}: cannot be read as weights, the file is damaged ({reason}); copy or save it again"
+        ) from error
     for wrapper in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not isinstance(content, Mapping):
-        raise WeightsError(f"{path}: holds {type(content).__name__}, not tensors by name")
-    tensors = {str(name): tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
+        if isinstance(held, Mapping) and isinstance(held.get(wrapper), Mapping):
+            held = held[wrapper]
+    if not isinstance(held, Mapping):
+        raise WeightsError(f"{path}: holds {type(held).__name__}, not tensors by name")
+    tensors = {str(name): tensor for name, tensor in held.items() if isinstance(tensor, Tensor)}
     if not tensors:
         raise WeightsError(f"{path}: holds no tensors by name")
     if all(name.startswith("module.") for name in tensors):
@@ -202,9 +204,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _published(network: nn.Module, backbone: Backbone, init: str) -> _Source:
-    path = _present(backbone, init)
-    source = _Source(init, path, check_file(path, weights_file(backbone.name, init)), read_tensors(path))
-    return _renamed(network, backbone, source)
+    return _renamed(network, backbone, _read(backbone, init, weights_file(backbone.name, init)))
 
 
 def _renamed(network: nn.Module, backbone: Backbone, source: _Source) -> _Source:
@@ -217,8 +217,13 @@ def _renamed(network: nn.Module, backbone: Backbone, source: _Source) -> _Source
 
 
 def _checkpoint(backbone: Backbone, init: str) -> _Source:
+    return _read(backbone, init, None)
+
+
+def _read(backbone: Backbone, init: str, file: WeightsFile | None) -> _Source:
     path = _present(backbone, init)
-    return _Source(init, path, check_file(path, None), read_tensors(path))
+    content, check = read_checked(path, file)
+    return _Source(init, path, check, read_tensors(content, path))
 
 
 def _is_trial(source: _Source) -> bool:
