@@ -94,6 +94,12 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def read_with_sha256(path: Path) -> tuple[bytes, str]:
+    """A file's bytes and their SHA-256, in one read, so that both are of the same file if it is being replaced."""
+    content = path.read_bytes()
+    return content, hashlib.sha256(content).hexdigest()
+
+
 def _umask() -> int:
     current = os.umask(0o077)
     os.umask(current)

@@ -200,29 +200,30 @@ def clip_for(volume_thw: Clip, input_size: str | int, backbone: Backbone) -> Cli
     return t, h, w
 
 
-def adapt_stem(stem: nn.Module, rule: str) -> int:
-    """Make the stem's three-channel convolutions take one channel, in place; gives the channels it takes now.
+def adapt_stem(stem: nn.Module, rule: str, clip_thw: Clip) -> int:
+    """Make the stem's convolutions that take a clip of three channels take one, in place; gives the channels it takes.
 
     `sum` keeps the response to a grey clip repeated three times, `mean` divides it by three; `repeat` leaves the stem
-    as it is and has the volume repeated instead, which gives the same as `sum` at three times the work.
+    as it is and has the volume repeated instead, which gives the same as `sum` at three times the work. So is a stem
+    left that needs three channels elsewhere than in its convolutions.
+
+    Raises:
+        SpecError: `mean` for such a stem.
     """
-    found = input_convolutions(stem)
+    found = input_convolutions(stem, clip_thw)
+    if found is None:
+        if rule == "mean":
+            raise SpecError(
+                "stem: found 'mean', but this backbone's stem needs three channels elsewhere than in convolutions that "
+                "take the clip; it can be 'sum' or 'repeat'"
+            )
+        return 3
     if not found or rule == "repeat":
         return 3 if found else 1
-    for holder, name, old in found:
-        new = nn.Conv3d(
-            1,
-            old.out_channels,
-            old.kernel_size,  # type: ignore[arg-type]
-            stride=old.stride,  # type: ignore[arg-type]
-            padding=old.padding,  # type: ignore[arg-type]
-            bias=old.bias is not None,
-            device="meta",
-        )
-        summed = old.weight.detach().sum(1, keepdim=True)
-        new.weight = nn.Parameter(summed if rule == "sum" else summed / 3)
-        new.bias = old.bias
-        setattr(holder, name, new)
+    for convolution in found:
+        summed = convolution.weight.detach().sum(1, keepdim=True)
+        convolution.weight = nn.Parameter(summed if rule == "sum" else summed / 3)
+        convolution.in_channels = 1
     return 1
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -80,14 +80,33 @@ def split_children(network: object, clip_thw: Clip) -> Anatomy:
     return Anatomy(stages, pool, features)
 
 
-def input_convolutions(stem: nn.Module) -> list[tuple[nn.Module, str, nn.Conv3d]]:
-    """The convolutions that see the three colours, each with the module that holds it and its name there."""
-    return [
-        (holder, name, child)
-        for holder in stem.modules()
-        for name, child in holder.named_children()
-        if isinstance(child, nn.Conv3d) and child.in_channels == 3 and child.groups == 1
-    ]
+def input_convolutions(stem: nn.Module, clip_thw: Clip) -> list[nn.Conv3d] | None:
+    """The convolutions of three colours that take the clip itself, not what another layer made of it.
+
+    They are those that meet one channel when the stem is run on a clip of one, which is repeated for them. None where
+    the stem cannot be run like that, since something else in it needs three channels, too.
+    """
+    colour = [module for module in stem.modules() if isinstance(module, nn.Conv3d) and module.in_channels == 3]
+    found: dict[nn.Conv3d, None] = {}
+
+    def repeat_grey(convolution: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        # A weight that is computed from others cannot be summed; nor has one of several groups all of the colours.
+        if not inputs or inputs[0].shape[1] != 1 or convolution.groups != 1 or "weight" not in convolution._parameters:
+            return None
+        found[convolution] = None
+        return (inputs[0].expand(-1, 3, -1, -1, -1),)
+
+    if not colour:
+        return []
+    hooks = [convolution.register_forward_pre_hook(repeat_grey) for convolution in colour]
+    try:
+        run_in_eval(stem, lambda: stem(torch.zeros(1, 1, *clip_thw)))
+    except (RuntimeError, TypeError, ValueError):
+        return None
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(found)
 
 
 def run_in_eval(network: nn.Module, run: Callable[[], Tensor]) -> Tensor:
@@ -104,7 +123,7 @@ def run_in_eval(network: nn.Module, run: Callable[[], Tensor]) -> Tensor:
 
 def _dry_run(stages: Mapping[str, nn.Module], clip_thw: Clip) -> Tensor:
     chain = nn.ModuleList(stages.values())
-    channels = 3 if input_convolutions(stages["stem"]) else 1
+    channels = 1 if input_convolutions(stages["stem"], clip_thw) == [] else 3
 
     def run() -> Tensor:
         x = torch.zeros(1, channels, *clip_thw)

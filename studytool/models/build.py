@@ -22,7 +22,8 @@ from studytool.models.adapt import (
 from studytool.models.anatomy import Anatomy
 from studytool.models.backbones import Backbone, check_model_choice, find_backbone
 from studytool.models.freeze import freeze
-from studytool.models.initialize import initialize, load_trial
+from studytool.models.initialize import check_stem, initialize, load_trial
+from studytool.models.weights import weights_path
 from studytool.seeds import derive_seed
 from studytool.settings import ModelSettings
 
@@ -45,7 +46,8 @@ def build_model(
     network = build_untouched(backbone, seed)
     report = initialize(network, backbone, settings.init, seed)
     anatomy: Anatomy = registry.load(backbone.split)(network, clip_thw)
-    channels = adapt_stem(anatomy.stages["stem"], settings.stem)
+    check_stem(report, network, anatomy, weights_path(backbone.name, settings.init))
+    channels = adapt_stem(anatomy.stages["stem"], settings.stem, clip_thw)
     if settings.stem_stride == "remove":
         remove_strides(anatomy.stages["stem"])
     model = StagedModel(

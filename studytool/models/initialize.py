@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -10,25 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from studytool import registry
 from studytool.errors import WeightsError
-from studytool.models.backbones import CHECKPOINT, Backbone
+from studytool.models.anatomy import Anatomy
+from studytool.models.backbones import CHECKPOINT, Backbone, WeightsFile
 from studytool.models.inflate import inflated
 from studytool.models.weights import (
     FileCheck,
-    check_file,
     fetch_checkpoint,
     missing_weights,
+    read_checked,
     weights_file,
     weights_path,
 )
 from studytool.seeds import derive_seed
 
 LEAST_SHARE = 0.95
+_log = logging.getLogger(__name__)
+_STATISTICS = (".running_mean", ".running_var")
 _WRAPPERS = ("state_dict", "model_state", "model_state_dict", "model")
 
 
@@ -36,9 +40,10 @@ _WRAPPERS = ("state_dict", "model_state", "model_state_dict", "model")
 class LoadReport:
     """What of a file came into the network, by the network's own names of tensors; the head is left out.
 
-    `reshaped` tensors changed their shape in a known way (inflation) and count as matched. `missing` ones kept their
-    random start; `left_over` ones of the file found no place. `share` is the part of the parameters that was loaded.
-    `check` says how the file was verified: see `studytool.models.weights.FileCheck`.
+    `reshaped` tensors changed their shape in a known way (inflation, a grey stem given three channels) and count as
+    matched. `missing` ones kept their random start, and `misfits` has them in the same order with their shapes;
+    `left_over` ones of the file found no place. `share` is the part of the parameters that was loaded. `check` says
+    how the file was verified: see `studytool.models.weights.FileCheck`.
     """
 
     initialization: str
@@ -48,6 +53,7 @@ class LoadReport:
     matched: tuple[str, ...] = ()
     reshaped: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    misfits: tuple[str, ...] = ()
     left_over: tuple[str, ...] = ()
     share: float = 0.0
 
@@ -80,15 +86,40 @@ def initialize(network: nn.Module, backbone: Backbone, init: str, seed: int) -> 
     A checkpoint of studytool's own has the names of the adapted model and has to wait for `load_trial`.
 
     Raises:
-        WeightsError: the file is missing, damaged, or holds less than 95% of the parameters.
+        WeightsError: the file is missing, damaged, or holds less than 95% of the parameters, or not all of the running
+            statistics of batch normalization.
     """
     if init.startswith(CHECKPOINT):
         source = _checkpoint(backbone, init)
         if _is_trial(source):
             return LoadReport(init)
-        return _load(network, backbone.head, _renamed(network, backbone, source))
+        source = _renamed(network, backbone, source)
+        return _load(network, backbone.head, _in_colour(source, _own_tensors(network, backbone.head)))
     report: LoadReport = registry.lookup("initialization", init, registry.INITIALIZATIONS)(network, backbone, seed)
     return report
+
+
+def check_stem(report: LoadReport, network: nn.Module, anatomy: Anatomy, path: Path | None) -> None:
+    """Refuse a file without the whole stem: what is learned after a random stem, frozen perhaps, is not its features.
+
+    The stem is all that is in none of the other stages and not in the pool; `anatomy` is the network taken apart.
+
+    Raises:
+        WeightsError: a tensor of the stem kept its random start.
+    """
+    if not report.missing:
+        return
+    _stem, *later = anatomy.stages.values()
+    elsewhere = {id(t) for part in (*later, anatomy.pool) for t in part.state_dict(keep_vars=True).values()}
+    own = network.state_dict(keep_vars=True)
+    random = [
+        words for name, words in zip(report.missing, report.misfits, strict=True) if id(own[name]) not in elsewhere
+    ]
+    if random:
+        raise WeightsError(
+            f"{path}: the network's first layers are not all in it, and would stay random: {_first_few(random)}; "
+            "give a file that has them in these shapes (a stem of one channel may stand for three), or another init"
+        )
 
 
 def load_trial(model: nn.Module, backbone: Backbone, init: str) -> LoadReport | None:
@@ -133,8 +164,8 @@ def imagenet_inflated(network: nn.Module, backbone: Backbone, _seed: int) -> Loa
     return _load(network, backbone.head, replace(source, tensors=tensors, reshaped=reshaped))
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from a .safetensors file or a torch file, never running code from it.
+def read_tensors(content: bytes, path: Path) -> dict[str, Tensor]:
+    """Tensors by name from what a .safetensors file or a torch file holds, never running code from it.
 
     The usual wrappings are taken off: a dictionary around the state, and "module." before every name.
 
@@ -143,26 +174,28 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     try:
         if path.suffix == ".safetensors":
-            content: Any = load_file(path)
+            held: Any = load(content)
         else:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of a pickle in a file of the name of weights; the error says more
-                content = torch.load(path, map_location="cpu", weights_only=True)
+                held = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's own words go on to say how to run the code after all.
         raise WeightsError(
             f"{path}: holds more than tensors by name, or is damaged; nothing of it was run; save the model's "
             "state_dict() alone, best as .safetensors"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, SafetensorError) as error:
+    except Exception as error:  # of a damaged file torch raises whatever it stumbles over
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path}: cannot be read as weights ({reason})") from error
+        raise WeightsError(
+            f"{path}: cannot be read as weights, the file is damaged ({reason}); copy or save it again"
+        ) from error
     for wrapper in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not isinstance(content, Mapping):
-        raise WeightsError(f"{path}: holds {type(content).__name__}, not tensors by name")
-    tensors = {str(name): tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
+        if isinstance(held, Mapping) and isinstance(held.get(wrapper), Mapping):
+            held = held[wrapper]
+    if not isinstance(held, Mapping):
+        raise WeightsError(f"{path}: holds {type(held).__name__}, not tensors by name")
+    tensors = {str(name): tensor for name, tensor in held.items() if isinstance(tensor, Tensor)}
     if not tensors:
         raise WeightsError(f"{path}: holds no tensors by name")
     if all(name.startswith("module.") for name in tensors):
@@ -171,9 +204,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _published(network: nn.Module, backbone: Backbone, init: str) -> _Source:
-    path = _present(backbone, init)
-    source = _Source(init, path, check_file(path, weights_file(backbone.name, init)), read_tensors(path))
-    return _renamed(network, backbone, source)
+    return _renamed(network, backbone, _read(backbone, init, weights_file(backbone.name, init)))
 
 
 def _renamed(network: nn.Module, backbone: Backbone, source: _Source) -> _Source:
@@ -186,8 +217,13 @@ def _renamed(network: nn.Module, backbone: Backbone, source: _Source) -> _Source
 
 
 def _checkpoint(backbone: Backbone, init: str) -> _Source:
+    return _read(backbone, init, None)
+
+
+def _read(backbone: Backbone, init: str, file: WeightsFile | None) -> _Source:
     path = _present(backbone, init)
-    return _Source(init, path, check_file(path, None), read_tensors(path))
+    content, check = read_checked(path, file)
+    return _Source(init, path, check, read_tensors(content, path))
 
 
 def _is_trial(source: _Source) -> bool:
@@ -208,13 +244,20 @@ def _load(network: nn.Module, head: str, source: _Source, least_share: float = L
     own, tensors = _own_tensors(network, head), source.tensors
     matched = [name for name in own if name in tensors and tensors[name].shape == own[name].shape]
     missing = [name for name in own if name not in set(matched)]
+    misfits = {name: _misfit(name, own[name], tensors) for name in missing}
     learned = {name: p.numel() for name, p in network.named_parameters() if name in own}
     share = sum(learned[name] for name in matched if name in learned) / max(1, sum(learned.values()))
     if share < least_share:
-        misfits = [_misfit(name, own[name], tensors) for name in missing if name in learned]
+        unlearned = [misfits[name] for name in missing if name in learned]
         raise WeightsError(
             f"{source.path}: {share:.1%} of the parameters fit, at least {least_share:.0%} have to; "
-            f"not loaded: {_first_few(misfits)}"
+            f"not loaded: {_first_few(unlearned)}"
+        )
+    statistics = [words for name, words in misfits.items() if name.endswith(_STATISTICS)]
+    if statistics:
+        raise WeightsError(
+            f"{source.path}: running statistics of batch normalization are missing or do not fit: "
+            f"{_first_few(statistics)}; save the model's whole state_dict(), with its buffers"
         )
     broken = [name for name in matched if not bool(torch.isfinite(tensors[name]).all())]
     if broken:
@@ -222,6 +265,9 @@ def _load(network: nn.Module, head: str, source: _Source, least_share: float = L
     with torch.no_grad():
         for name in matched:
             own[name].copy_(tensors[name])
+    if missing:
+        words = _first_few(list(misfits.values()))
+        _log.warning("%s: not every tensor is in it; these stay as they were built: %s", source.path, words)
     known = set(network.state_dict())
     return LoadReport(
         initialization=source.init,
@@ -231,6 +277,7 @@ def _load(network: nn.Module, head: str, source: _Source, least_share: float = L
         matched=tuple(name for name in matched if name not in source.reshaped),
         reshaped=tuple(name for name in matched if name in source.reshaped),
         missing=tuple(missing),
+        misfits=tuple(misfits.values()),
         left_over=tuple(name for name in tensors if name not in known and not (head and name.startswith(head))),
         share=share,
     )
@@ -243,6 +290,21 @@ def _own_tensors(network: nn.Module, head: str) -> dict[str, Tensor]:
         for name, tensor in network.state_dict().items()
         if tensor.is_floating_point() and not (head and name.startswith(head))
     }
+
+
+def _in_colour(source: _Source, own: Mapping[str, Tensor]) -> _Source:
+    """Kernels of one channel repeated for the three that the network has, and divided by three.
+
+    Their sum over the channels is the kernel of the file again, but for rounding in the last bit.
+    """
+    grey = {
+        name: tensor.to(own[name].dtype).expand(own[name].shape) / 3
+        for name, tensor in source.tensors.items()
+        if name in own
+        and own[name].ndim == 5
+        and (own[name].shape[1], tensor.shape) == (3, (own[name].shape[0], 1, *own[name].shape[2:]))
+    }
+    return replace(source, tensors={**source.tensors, **grey}, reshaped=source.reshaped | set(grey))
 
 
 def _permuted(tensor: Tensor, seed: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import urllib.error
 import urllib.request
@@ -13,12 +14,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from studytool.errors import WeightsError
-from studytool.files import sha256_of, write_text
+from studytool.files import read_with_sha256, sha256_of, write_text
 from studytool.models.backbones import BACKBONES, CHECKPOINT, WeightsFile, find_backbone
 from studytool.remote import is_remote, open_remote
 
 _CHUNK_BYTES = 1 << 20
 _TIMEOUT_SECONDS = 60
+_TRIAL_WEIGHTS, _TRIAL_RECORD = "best.safetensors", "best.json"
 SHIPPED = Path(__file__).with_name("weights_shipped")
 """The folder of the weights that come with studytool."""
 
@@ -28,7 +30,8 @@ class FileCheck:
     """What is known of a file of weights, and its SHA-256.
 
     `state` is "published" if it has the digest its makers give, "recorded" if it has the one recorded beside it in
-    `NAME.sha256` (written at download, or by `record_digest` for a file of one's own), "unchecked" if there is neither.
+    `NAME.sha256` (written at download, or by `record_digest` for a file of one's own) or, for `best.safetensors` of a
+    trial, in `best.json`; "unchecked" if there is none of these.
     """
 
     state: str
@@ -70,7 +73,7 @@ def weights_path(backbone: str, init: str) -> Path | None:
             mark = hashlib.sha256(address.encode()).hexdigest()[:16]
             return weights_folder() / f"{mark}-{address.rsplit('/', 1)[-1]}"
         path = Path(address).expanduser()
-        return path / "best.safetensors" if path.is_dir() else path
+        return path / _TRIAL_WEIGHTS if path.is_dir() else path
     file = weights_file(backbone, init)
     return _place(file) if file else None
 
@@ -149,20 +152,20 @@ def check_file(path: Path, file: WeightsFile | None) -> FileCheck:
     Raises:
         WeightsError: it has another digest.
     """
-    record = _record(path)
-    published = file.digest if file else ""
-    found = sha256_of(path)
-    if published and found.startswith(published):
-        return FileCheck("published", found)
-    if not published and not record.is_file():
-        return FileCheck("unchecked", found)
-    if record.is_file():
-        recorded = record.read_text(encoding="utf-8").split()[:1]
-        if recorded == [found]:
-            return FileCheck("recorded", found)
-        wanted = "".join(recorded)
-        raise WeightsError(f"{path}: SHA-256 is {found}, but {record.name} says {wanted}; fetch the file again")
-    raise WeightsError(f"{path}: SHA-256 is {found}, but the published file's begins with {published}; fetch it again")
+    return _check(path, sha256_of(path), file)
+
+
+def read_checked(path: Path, file: WeightsFile | None) -> tuple[bytes, FileCheck]:
+    """A file's bytes, and what `check_file` says about these very bytes.
+
+    Raises:
+        WeightsError: it cannot be read, or has another digest.
+    """
+    try:
+        content, found = read_with_sha256(path)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror})") from error
+    return content, _check(path, found, file)
 
 
 def list_weights(backbones: tuple[str, ...] = tuple(BACKBONES)) -> tuple[WeightsRow, ...]:
@@ -184,6 +187,44 @@ def record_digest(path: Path) -> str:
     digest = sha256_of(path)
     write_text(_record(path), f"{digest}  {path.name}\n")
     return digest
+
+
+def _check(path: Path, found: str, file: WeightsFile | None) -> FileCheck:
+    published = file.digest if file else ""
+    if published and found.startswith(published):
+        return FileCheck("published", found)
+    record = _record(path)
+    if record.is_file():
+        recorded = "".join(record.read_text(encoding="utf-8").split()[:1])
+    else:
+        record = path.with_name(_TRIAL_RECORD)
+        recorded = _trials_digest(record) if path.name == _TRIAL_WEIGHTS and record.is_file() else ""
+    if recorded == found:
+        return FileCheck("recorded", found)
+    if recorded:
+        remedy = "copy the folder again, or put weights of your own elsewhere"
+        remedy = remedy if record.name == _TRIAL_RECORD else "fetch the file again"
+        raise WeightsError(f"{path}: SHA-256 is {found}, but {record.name} says {recorded}; {remedy}")
+    if published:
+        raise WeightsError(
+            f"{path}: SHA-256 is {found}, but the published file's begins with {published}; fetch it again"
+        )
+    return FileCheck("unchecked", found)
+
+
+def _trials_digest(record: Path) -> str:
+    """The SHA-256 that a trial's record gives for its weights; "" for a record of some other program."""
+    try:
+        content = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{record} is damaged ({type(error).__name__}); copy the trial's folder again") from error
+    if not isinstance(content, dict) or "sha256" not in content:
+        return ""
+    if not content["sha256"]:
+        raise WeightsError(
+            f"{record.parent}: the trial has not ended, and its weights are not written yet; let it go on"
+        )
+    return str(content["sha256"])
 
 
 def _place(file: WeightsFile) -> Path:

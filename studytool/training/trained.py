@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
 from studytool.data.preparation import Preparation
 from studytool.errors import WeightsError
-from studytool.files import sha256_of, whole_file, write_json
+from studytool.files import read_with_sha256, sha256_of, whole_file, write_json
 from studytool.models.adapt import StagedModel
 from studytool.models.build import build_model
 from studytool.results import EpochResult, epoch_from_dict, to_dict
@@ -152,12 +152,13 @@ def load_best_weights(folder: Path, record: BestRecord, model: torch.nn.Module) 
         raise WeightsError(f"{folder}: the trial has not ended, and its weights are not written yet; let it go on")
     if not weights.exists():
         raise WeightsError(f"{weights} is missing; remove {folder} to train the trial again")
-    if sha256_of(weights) != record.sha256:
+    content, found = read_with_sha256(weights)
+    if found != record.sha256:
         raise WeightsError(
             f"{weights} is damaged: its SHA-256 is not the one in {RECORD}; remove {folder} to train again"
         )
     try:
-        model.load_state_dict(load_file(weights))
+        model.load_state_dict(load(content))
     except (SafetensorError, RuntimeError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise WeightsError(f"{weights} does not fit {record.trial.model.backbone} ({first_line})") from error

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import importlib.util
 import os
 import sys
@@ -281,6 +282,42 @@ def test_your_own_network(own_nets: Callable[[Callable[[], object]], str], chann
     assert model.num_features == 6
     assert model(volumes(2, (16, 18, 20))).shape == (2, 5)
     assert model.stages["stem"][0].in_channels == 1
+
+
+@pytest.mark.parametrize(
+    ("make_stem", "channels"),
+    [
+        (lambda: nn.Conv3d(3, 8, 3, padding=2, dilation=2), 1),
+        (lambda: nn.Conv3d(3, 8, 3, padding=1, padding_mode="circular"), 1),
+        (lambda: nn.Conv3d(3, 8, 3, padding="same"), 1),
+        (lambda: nn.Sequential(nn.Conv3d(3, 3, 3), nn.ReLU(), nn.Conv3d(3, 8, 3)), 1),
+        (lambda: nn.Sequential(nn.Conv3d(1, 3, 3), nn.ReLU(), nn.Conv3d(3, 8, 3)), 1),
+        (lambda: nn.Sequential(nn.BatchNorm3d(3), nn.Conv3d(3, 8, 3)), 3),
+        (lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv3d(3, 8, 3))), 3),
+        (lambda: nn.Sequential(nn.Conv3d(3, 6, 3, groups=3)), 3),
+    ],
+)
+def test_your_own_stem_answers_a_volume_as_it_answers_a_grey_clip(
+    own_nets: Callable[[Callable[[], object]], str], make_stem: Callable[[], nn.Module], channels: int
+) -> None:
+    shape, untouched = (12, 12, 12), []
+
+    def net() -> nn.Module:
+        stem = make_stem()
+        untouched.append(copy.deepcopy(stem).eval())
+        return nn.Sequential(stem, nn.ReLU())
+
+    backbone = own_nets(net)
+    model = build(shape, backbone=backbone, stem="sum").eval()
+    assert model.framing.channels == channels
+    takes = next(m for m in untouched[0].modules() if isinstance(m, nn.Conv3d | nn.BatchNorm3d))
+    x = volumes(2, shape)
+    with torch.no_grad():
+        grey = x.expand(-1, getattr(takes, "in_channels", 3), -1, -1, -1)
+        torch.testing.assert_close(model.forward_prefix(x, "stem"), untouched[0](grey), rtol=1e-4, atol=1e-5)
+    if channels == 3:
+        with pytest.raises(SpecError, match=r"stem: found 'mean', but .* it can be 'sum' or 'repeat'"):
+            build(shape, backbone=backbone, stem="mean")
 
 
 def test_your_own_network_may_say_how_it_pools(own_nets: Callable[[Callable[[], object]], str]) -> None:

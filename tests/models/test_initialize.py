@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from studytool.errors import SpecError, WeightsError
+from studytool.files import sha256_of
+from studytool.models import weights
 from studytool.models.backbones import BACKBONES
 from studytool.models.build import build_untouched
 from studytool.models.initialize import initialize, read_tensors
@@ -167,7 +170,7 @@ def test_too_little_is_an_error_that_names_tensors(folder: Path) -> None:
         build(SHAPE, backbone="x3d_s", init="kinetics400")
 
 
-def test_a_little_missing_or_left_over_is_reported(folder: Path) -> None:
+def test_a_little_missing_or_left_over_is_reported(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     published = state("x3d_s")
     del published["blocks.1.res_blocks.0.branch2.norm_a.weight"]
     published["ema.decay"] = torch.ones(1)
@@ -177,6 +180,45 @@ def test_a_little_missing_or_left_over_is_reported(folder: Path) -> None:
     assert report.left_over == ("ema.decay",)
     assert 0.99 < report.share < 1
     assert "missing blocks.1.res_blocks.0.branch2.norm_a.weight, left over ema.decay" in str(report)
+    [record] = caplog.records
+    assert "stay as they were built: blocks.1.res_blocks.0.branch2.norm_a.weight [54]" in record.getMessage()
+
+
+STEM = "blocks.0.conv.conv_t.weight"
+
+
+@pytest.mark.parametrize("misfit", [None, torch.zeros(24, 2, 1, 3, 3)])
+def test_a_stem_that_would_stay_random_is_refused(folder: Path, misfit: Tensor | None) -> None:
+    published = state("x3d_s")
+    del published[STEM]
+    if misfit is not None:
+        published[STEM] = misfit
+    put(folder, "x3d_s", published)
+    words = r" \(the file has \[24, 2, 1, 3, 3\]\)" if misfit is not None else ""
+    with pytest.raises(WeightsError, match=rf"X3D_S.pyth: .* random: {STEM} \[24, 3, 1, 3, 3\]{words};") as caught:
+        build(SHAPE, backbone="x3d_s", init="kinetics400", freeze="backbone")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_without_running_statistics_is_refused(folder: Path) -> None:
+    path = folder / "mine.safetensors"
+    save_file({name: t for name, t in state("x3d_s").items() if "running" not in name}, path)
+    with pytest.raises(WeightsError, match=r"mine.safetensors: running statistics .*blocks.0.norm.running_mean \[24\]"):
+        build(SHAPE, backbone="x3d_s", init=f"checkpoint:{path}")
+    first = build(SHAPE, backbone="x3d_s").state_dict()
+    save_file({name: t for name, t in first.items() if not name.endswith("running_var")}, path)
+    with pytest.raises(WeightsError, match=r"running statistics .*stages.stem.norm.running_var"):
+        build(SHAPE, backbone="x3d_s", init=f"checkpoint:{path}")
+
+
+def test_a_stem_of_one_channel_comes_back_as_it_was(folder: Path) -> None:
+    path = folder / "grey.safetensors"
+    grey = torch.randn(24, 1, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+    save_file({**state("x3d_s"), STEM: grey}, path)
+    model = build(SHAPE, backbone="x3d_s", init=f"checkpoint:{path}", stem="sum")
+    torch.testing.assert_close(model.stages["stem"].conv.conv_t.weight.detach(), grey, rtol=1.2e-7, atol=0.0)
+    report = model.load_report
+    assert (report.reshaped, report.missing, report.share) == ((STEM,), (), 1.0)
 
 
 def test_damaged_files_are_one_line_errors(folder: Path) -> None:
@@ -187,15 +229,69 @@ def test_damaged_files_are_one_line_errors(folder: Path) -> None:
     assert "\n" not in str(caught.value)
     torch.save([1, 2], path)
     with pytest.raises(WeightsError, match="holds list, not tensors by name"):
-        read_tensors(path)
+        read_tensors(path.read_bytes(), path)
     torch.save({"a": 1}, path)
     with pytest.raises(WeightsError, match="holds no tensors by name"):
-        read_tensors(path)
+        read_tensors(path.read_bytes(), path)
     broken = state("x3d_s")
     broken["blocks.0.norm.weight"][0] = float("nan")
     torch.save(broken, path)
     with pytest.raises(WeightsError, match=r"not every number is finite in blocks.0.norm.weight"):
         build(SHAPE, backbone="x3d_s", init="kinetics400")
+
+
+def test_a_damaged_file_of_torchs_old_kind_is_a_one_line_error(folder: Path) -> None:
+    path = folder / "old.pth"
+    torch.save({"a": torch.ones(3), "b": torch.zeros(2)}, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    torn = [whole[:length] for length in range(len(whole))]
+    flipped = [whole[:i] + bytes([whole[i] ^ 1 << i % 8]) + whole[i + 1 :] for i in range(len(whole))]
+    messages = [message for content in torn + flipped if (message := refusal(content, path))]
+    assert len(messages) > len(torn)  # some of the flipped bits are those of a number or a name
+    assert all("\n" not in words and ("damaged" in words or "tensors by name" in words) for words in messages)
+
+
+def refusal(content: bytes, path: Path) -> str:
+    try:
+        read_tensors(content, path)
+    except WeightsError as error:
+        return str(error)
+    return ""
+
+
+def test_a_file_that_is_replaced_while_it_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = folder / "mine.safetensors"
+    save_file(state("x3d_s", seed=1), path)
+    read = weights.read_with_sha256
+
+    def read_and_replace(path: Path) -> tuple[bytes, str]:
+        found = read(path)
+        save_file(state("x3d_s", seed=2), path)
+        return found
+
+    digest = sha256_of(path)
+    monkeypatch.setattr(weights, "read_with_sha256", read_and_replace)
+    model = build(SHAPE, backbone="x3d_s", init=f"checkpoint:{path}", stem="repeat")
+    assert model.load_report.sha256 == digest != sha256_of(path)
+    assert torch.equal(model.stages["stem"].conv.conv_t.weight, state("x3d_s", seed=1)[STEM])
+
+
+def test_a_trials_weights_are_those_of_its_record(folder: Path) -> None:
+    path, record = folder / "best.safetensors", folder / "best.json"
+    save_file(build(SHAPE, seed=1, backbone="x3d_s").state_dict(), path)
+    for init in (f"checkpoint:{folder}", f"checkpoint:{path}"):
+        record.write_text(json.dumps({"sha256": sha256_of(path)}))
+        assert build(SHAPE, backbone="x3d_s", init=init).load_report.check == "recorded"
+        for content, message in [
+            (json.dumps({"sha256": 64 * "f"}), r"best.safetensors: SHA-256 is .*, but best.json says ffff"),
+            (json.dumps({"sha256": ""}), "the trial has not ended"),
+            ('{"sha2', r"best.json is damaged"),
+        ]:
+            record.write_text(content)
+            with pytest.raises(WeightsError, match=message):
+                build(SHAPE, backbone="x3d_s", init=init)
+    record.write_text("{}")
+    assert build(SHAPE, backbone="x3d_s", init=f"checkpoint:{folder}").load_report.check == "unchecked"
 
 
 class _Surprise:

@@ -78,7 +78,8 @@ def test_a_lost_shard_is_noticed(tmp_path: Path):
 
 def test_weights_that_were_replaced_are_read_anew(make_trial: MakeTrial, tmp_path: Path):
     run(make_trial(max_epochs=1), tmp_path / "source")
-    file, kept = tmp_path / "source" / "best.safetensors", Kept()
+    file, kept = tmp_path / "mine.safetensors", Kept()
+    shutil.copy(tmp_path / "source" / "best.safetensors", file)
     settings = ModelSettings(backbone="training_nets:convolutional", init=f"checkpoint:{file}")
 
     def stem() -> torch.Tensor:

@@ -12,6 +12,7 @@ from studytool.models.adapt import StagedModel
 from studytool.models.build import build_model
 from studytool.results import Cost, EpochResult, Scores
 from studytool.spec import TrialSpec
+from studytool.training import trained
 from studytool.training.trained import BestRecord, load_trained, save_best, save_record
 
 MakeTrial = Callable[..., TrialSpec]
@@ -67,6 +68,24 @@ def test_a_flipped_bit_in_the_weights(saved: tuple[StagedModel, BestRecord, Path
     weights.write_bytes(content)
     with pytest.raises(WeightsError, match=r"best\.safetensors is damaged: its SHA-256"):
         load_trained(folder)
+
+
+def test_weights_that_are_replaced_while_they_are_read(
+    saved: tuple[StagedModel, BestRecord, Path], monkeypatch: pytest.MonkeyPatch
+):
+    model, record, folder = saved
+    wanted = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    read = trained.read_with_sha256
+
+    def read_and_replace(path: Path) -> tuple[bytes, str]:
+        found = read(path)
+        torch.nn.init.zeros_(model.head.get_submodule("linear").weight)
+        save_best(folder, model, record)
+        return found
+
+    monkeypatch.setattr(trained, "read_with_sha256", read_and_replace)
+    loaded = load_trained(folder).model.state_dict()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in loaded.items())
 
 
 def test_weights_that_are_gone(saved: tuple[StagedModel, BestRecord, Path]):
