@@ -62,9 +62,10 @@ def _made(key: str, make: Callable[[], Section]) -> Section:
     try:
         return make()
     except Exception as error:
-        if not isinstance(error, StudytoolError):
-            _log.warning("the point %r of the report cannot be shown", key, exc_info=True)
-        return Section(key, key.capitalize(), "", missing=f"This cannot be shown: {error}.")
+        why = str(error) if isinstance(error, StudytoolError) else f"{type(error).__name__}: {error}"
+        _log.warning("%s: cannot be shown in the report (%s)", key, why)
+        _log.debug("%s", key, exc_info=True)
+        return Section(key, key.capitalize(), "", missing=f"This cannot be shown: {why}.")
 
 
 def _html(results: StudyResults, said: Answer, points: list[Section]) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from fabricated_study import RANDOM, STEM, WHOLE, make_spec, make_trials
 
+from studytool.report import sections
 from studytool.report.page import write_report
 from studytool.report.sections import StudyResults
 from studytool.report.winnersections import before_and_after, right_and_wrong
@@ -127,6 +128,16 @@ def test_a_study_in_any_state_has_a_page_and_says_what_is_missing(fabricated, le
     assert "No confirm run has finished yet" in page.text
     assert "not finished" in page.text
     assert len(list(csv.DictReader((fabricated.folder / "trials.csv").open()))) == len(some)
+
+
+def test_a_point_that_breaks_does_not_cost_the_others(fabricated, monkeypatch):
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("on purpose")
+
+    monkeypatch.setattr(sections, "curves", fail)
+    page = written(fabricated)
+    assert [name for name in page.ids if name in POINTS] == list(POINTS)
+    assert "This cannot be shown: ZeroDivisionError: on purpose." in page.text
 
 
 def test_the_answer_comes_first_every_arm_is_named_and_no_message_can_break_the_page(fabricated):

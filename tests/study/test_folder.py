@@ -84,7 +84,6 @@ def test_a_report_that_fails_is_a_line_and_a_log(spec, monkeypatch, capsys):
         raise ZeroDivisionError("on purpose")
 
     monkeypatch.setattr(page, "_html", fail)
-    monkeypatch.setattr(page.sections, "curves", fail)
     spec.folder.mkdir(parents=True)
     assert try_report(spec, records, None, Console(width=200), embed=False) == ()
     out = capsys.readouterr().out
