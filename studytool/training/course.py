@@ -103,7 +103,7 @@ class Course:
 
         Now the selected weights are written, whole; in the confirm phase `scores_on_test` is asked for theirs.
         """
-        selected, test, trained_for = self._selected(), None, self._meter.total()
+        selected, test = self._selected(), None
         with self._meter.phase("checkpoint"):
             self._updater.result.load_state_dict(self._weights_selected, strict=False)
             record = trained.save_best(self._folder, self._updater.result, self._best_record())
@@ -112,7 +112,7 @@ class Course:
             with self._meter.phase("checkpoint"):
                 trained.save_record(self._folder, replace(record, result=replace(selected, test=test)))
         cost = self._meter.total()
-        cost = replace(cost, ending_device_seconds=cost.device_seconds - trained_for.device_seconds)
+        cost = replace(cost, ending_device_seconds=cost.device_seconds - self.epochs[-1].cost.device_seconds)
         last = replace(self.epochs[-1], test=test, is_last=True, cost=cost)
         finished = TrialState((*self.epochs[:-1], last), True, {}, {})
         save_last(self._folder, finished, self.trial, self._dataset.fingerprint)

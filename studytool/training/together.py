@@ -184,20 +184,34 @@ class _Pack:
         """Train and evaluate an epoch of these, and write what each of them writes."""
         trainings = [(member, member.training) for member in members if member.training]
         losses_SK = self._train_heads([training for _, training in trainings], epoch)
-        is_last = epoch == members[0].trial.train.max_epochs
-        for split in ("val", "test") if is_last and members[0].trial.phase == "confirm" else ("val",):
-            for _, training in trainings:
-                self._features(training, self._dataset.rows(split), None, "evaluate")
+        self._share_features([training for _, training in trainings], "val")
         settle(self._meter, [member.share for member in members])
         for k, (member, training) in enumerate(trainings):
             course = training.course
             try:
                 course.check_finite(losses_SK[:, k], epoch)
                 course.add(float(losses_SK[:, k].mean()), self._evaluate(training, "val", epoch))
-                if is_last:
-                    course.finish(lambda selected, training=training: self._evaluate(training, "test", selected))  # type: ignore[misc]
             except (TrainingError, WeightsError) as error:
                 member.failure = error
+        if epoch == members[0].trial.train.max_epochs:
+            self._finish([member for member in members if member.failure is None])
+
+    def _finish(self, members: Sequence[_Member]) -> None:
+        """Write the selected weights of these and, in the confirm phase, score them on the test split."""
+        trainings = [(member, member.training) for member in members if member.training]
+        if members and members[0].trial.phase == "confirm":
+            self._share_features([training for _, training in trainings], "test")
+            settle(self._meter, [member.share for member in members])
+        for member, training in trainings:
+            try:
+                training.course.finish(lambda selected, training=training: self._evaluate(training, "test", selected))  # type: ignore[misc]
+            except (TrainingError, WeightsError) as error:
+                member.failure = error
+
+    def _share_features(self, trainings: Sequence[_Training], split: str) -> None:
+        """Read the features of a split, which all of these are then scored on, before its cost is shared."""
+        for training in trainings:
+            self._features(training, self._dataset.rows(split), None, "evaluate")
 
     def _train_heads(self, trainings: Sequence[_Training], epoch: int) -> torch.Tensor:
         """Train an epoch; the losses [steps, K] of its batches, on the CPU."""

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import gc
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from training_data import particles, write
 
+from studytool.data.shards import open_dataset
 from studytool.errors import StudytoolError, TrainingError, WeightsError
 from studytool.models.adapt import StagedModel
 from studytool.models.backbones import BACKBONES
 from studytool.results import EpochResult
 from studytool.spec import TrialSpec
 from studytool.training.checkpoint import LAST, load_last
+from studytool.training.features import FeatureCache
 from studytool.training.loop import train_trial
 from studytool.training.packs import may_train_together
 from studytool.training.together import train_together
@@ -204,6 +208,23 @@ def test_finished_trials_only_repeat_their_results(make_trials: MakeTrials, tmp_
     shutil.rmtree(tmp_path / "cache")
     assert together(trials, tmp_path) == found
     assert not (tmp_path / "cache").exists()
+
+
+def test_reading_the_test_split_is_no_part_of_what_training_costs(
+    make_trials: MakeTrials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    trials, read = make_trials(phase="confirm"), FeatureCache.all_at_once
+    test_rows = open_dataset(Path(trials[0].data_path)).rows("test")
+
+    def slowly(cache: FeatureCache, rows: Any, *others: Any) -> Any:
+        with cache.meter.phase("evaluate"):
+            time.sleep(0.4 if np.array_equal(rows, test_rows) else 0)
+        return read(cache, rows, *others)
+
+    monkeypatch.setattr(FeatureCache, "all_at_once", slowly)
+    for curve in together(trials, tmp_path).values():
+        assert isinstance(curve[-1], EpochResult)
+        assert curve[-1].cost.ending_device_seconds > 0.4 / len(trials)
 
 
 def test_shards_that_one_leaves_out_all_leave_out(make_trials: MakeTrials, tmp_path: Path):
