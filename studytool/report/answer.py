@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from studytool.report import words
 from studytool.report.claims import Comparison
 from studytool.report.compare import ArmSummary, headline_metric
-from studytool.report.statistics import CostRatio, PairedDifference
+from studytool.report.statistics import CostRatio, Interval, PairedDifference
 from studytool.spec import StudySpec
 
 
@@ -53,8 +53,8 @@ def answer(
     clauses = [f"{best}: {number} {metric}"]
     clauses += _over_random(comparison)
     clauses += _at_what_cost(spec, winner, comparison)
-    about = [_name_and_settings(winner), _seeds(winner), *_no_cost_ratio(spec, comparison)]
-    shared = words.shared_device(max(s.side_by_side for s in summaries))
+    about = [_name_and_settings(winner), _seeds(winner, score), *_no_cost_ratio(spec, comparison)]
+    shared = words.shared_device(s.side_by_side for s in summaries)
     sure = [*about, *_runner_up(gaps), *_still_open(comparison), *shared, *left]
     state = "not finished" if left else "confirmed in part" if winner.confirm_failed else "confirmed"
     return Answer(", ".join(clauses) + ".", tuple(sure), state)
@@ -145,13 +145,12 @@ def _name_and_settings(winner: ArmSummary) -> str:
     return f"Below it is called {winner.arm}{f'; found by the search: {tuned}' if tuned else ''}."
 
 
-def _seeds(winner: ArmSummary) -> str:
+def _seeds(winner: ArmSummary, score: Interval | None) -> str:
     failed = winner.confirm_failed
     of = f" {failed} of its {winner.confirmed + failed} confirm runs failed and are in no mean." if failed else ""
     if winner.confirmed == 1:
         return f"It was measured with a single seed, so how far it scatters is not known; no interval can be given.{of}"
-    has_interval = any(interval.low is not None for interval in winner.test.values())
-    brackets = "; the brackets are the 95% interval of that mean" if has_interval else ""
+    brackets = "; the brackets are the 95% interval of that mean" if score and score.low is not None else ""
     return (
         f"Mean over {words.count(winner.confirmed, 'seed')} on the test split{brackets}. The arm was chosen on the "
         f"validation split.{of}"

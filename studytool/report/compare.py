@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 from studytool.report.statistics import (
     CostRatio,
@@ -20,6 +20,8 @@ from studytool.results import METRICS, Cost, Outcome, TrialRecord, records_by_ar
 from studytool.settings import MetricSettings
 from studytool.spec import StudySpec
 from studytool.training.cost import cost_to_target
+
+ChosenBy = Literal["confirmation", "search"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class ArmSummary:
     `cost_ratio` the device-seconds to target over those of `reference`. `side_by_side` is how many trials shared a
     device at most: above 1, seconds are indicative only. `best_trial` is the confirm run with the best validation
     value (the best search trial where nothing is confirmed): the one to keep. `is_finished` says that no trial of the
-    arm is left to run. `confirm_failed` confirm runs of the same configuration have failed, and are in no mean.
+    arm is left to run. `chosen_by` says what made it the winner, and is None for the others. `confirm_failed` confirm
+    runs of the same configuration have failed, and are in no mean.
     """
 
     arm: str
@@ -62,10 +65,15 @@ class ArmSummary:
     reference: str | None = None
     gain: PairedDifference | None = None
     cost_ratio: CostRatio | None = None
-    is_winner: bool = False
+    chosen_by: ChosenBy | None = None
     best_trial: str | None = None
     is_finished: bool = False
     confirm_failed: int = 0
+
+    @property
+    def is_winner(self) -> bool:
+        """Whether it is the best arm by validation."""
+        return self.chosen_by is not None
 
     @property
     def cost(self) -> Cost:
@@ -83,7 +91,7 @@ def summarize_arms(spec: StudySpec, records: Sequence[TrialRecord]) -> tuple[Arm
     """
     own_records = records_by_arm(records)
     runs = {arm.name: _Runs.of(spec, own_records.get(arm.name, [])) for arm in spec.list_arms()}
-    winner = _winner(spec.metric, runs, all_finished=all(_is_finished(spec, own) for own in runs.values()))
+    winner, chosen_by = _winner(spec.metric, runs, all_finished=all(_is_finished(spec, own) for own in runs.values()))
     summaries = []
     for arm in spec.list_arms():
         reference = reference_arm(spec, arm.name)
@@ -107,7 +115,7 @@ def summarize_arms(spec: StudySpec, records: Sequence[TrialRecord]) -> tuple[Arm
                 reference=reference if compared else None,
                 gain=_gain(spec, own, compared) if compared else None,
                 cost_ratio=cost_ratio(own.spent, compared.spent) if compared and own.spent and compared.spent else None,
-                is_winner=arm.name == winner,
+                chosen_by=chosen_by if arm.name == winner else None,
                 best_trial=_trial_to_keep(spec.metric, own),
                 is_finished=_is_finished(spec, own),
                 confirm_failed=_confirm_failed(own),
@@ -226,21 +234,22 @@ def _selected_value(metric: MetricSettings, record: TrialRecord) -> float:
     return last.best_value if metric.select == "best" else last.val.metric(metric.name)
 
 
-def _winner(metric: MetricSettings, runs: Mapping[str, _Runs], *, all_finished: bool) -> str | None:
+def _winner(metric: MetricSettings, runs: Mapping[str, _Runs], *, all_finished: bool) -> tuple[str | None, ChosenBy]:
     confirmed = _over_shared_seeds(metric, {name: r for name, r in runs.items() if r.validation})
     searched = {name: (metric.sign * r.best.last.best_value, r) for name, r in runs.items() if r.best and r.best.last}
     # While some arms wait for their confirmation all are held against one another by their search.
     settled = all_finished or all(r.validation for _, r in searched.values())
-    candidates = confirmed if confirmed and settled else searched or confirmed
+    by_search = bool(searched) and not (confirmed and settled)
+    candidates = searched if by_search else confirmed
     if not candidates:
-        return None
+        return None, "search"
 
     def merit(name: str) -> tuple[float, float]:
         value, own = candidates[name]
         cost = mean_cost([r.cost for r in own.confirmed])
         return value, -(cost.device_seconds_without_cache if cost else 0.0)
 
-    return max(candidates, key=merit)
+    return max(candidates, key=merit), "search" if by_search else "confirmation"
 
 
 def _over_shared_seeds(metric: MetricSettings, runs: Mapping[str, _Runs]) -> dict[str, tuple[float, _Runs]]:

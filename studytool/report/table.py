@@ -45,10 +45,13 @@ def table_notes(summaries: Sequence[ArmSummary], spec: StudySpec) -> tuple[str, 
     notes = []
     winner = next((s for s in summaries if s.is_winner), None)
     if winner is not None:
-        by_confirmation = winner.validation and all(s.validation or s.is_finished for s in summaries)
         how = f"mean of {spec.metric.name} over {count(winner.confirmed, 'seed')}"
         waiting = "not all arms are" if any(s.validation for s in summaries) else "nothing is"
-        chosen = how if by_confirmation else f"best {spec.metric.name} of the search; {waiting} confirmed yet"
+        chosen = (
+            how
+            if winner.chosen_by == "confirmation"
+            else f"best {spec.metric.name} of the search; {waiting} confirmed yet"
+        )
         notes.append(f"* best arm: chosen by validation ({chosen}); the test split chooses nothing.")
     failed = [f"{s.arm} {s.confirm_failed}" for s in summaries if s.confirm_failed]
     if failed:

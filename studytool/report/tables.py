@@ -95,7 +95,7 @@ def arms_table(spec: StudySpec, summaries: Sequence[ArmSummary], gaps: Mapping[s
     failed = [f"{s.arm}: {s.confirm_failed}" for s in ordered if s.confirm_failed]
     if failed:
         notes.append(f"Confirm runs that failed, which are in no mean: {', '.join(failed)}.")
-    notes += words.shared_device(max((s.side_by_side for s in summaries), default=1))
+    notes += words.shared_device(s.side_by_side for s in summaries)
     best = frozenset(i for i, summary in enumerate(ordered) if summary.is_winner)
     return Table("Arms", tuple(columns), tuple(rows), best, tuple(notes))
 
@@ -171,7 +171,7 @@ def time_table(spec: StudySpec, records: Sequence[TrialRecord], summaries: Seque
             "Of peak: the operations of a trial over what the device could have computed in all of its seconds at its "
             "precision (MFU); the median of the trials."
         )
-    notes += words.shared_device(max((s.side_by_side for s in summaries), default=1))
+    notes += words.shared_device(s.side_by_side for s in summaries)
     columns = (*named, *(["of peak"] * shared), *(["without cache"] * cached), *(["price"] * priced))
     return Table("Time by phase", columns, tuple(rows), notes=tuple(notes))
 
@@ -228,7 +228,7 @@ def _ratio_table(spec: StudySpec, comparisons: Sequence[Comparison]) -> Table:
         "“at least”, or, if both sides have such runs, not known.",
         "The verdict follows the interval; “probably” where the p of the t test of the logarithms, after Holm's "
         "correction for all comparisons, is not below 0.05.",
-        *words.shared_device(max((c.side_by_side for c in comparisons), default=1)),
+        *words.shared_device(c.side_by_side for c in comparisons),
     )
     best = frozenset(i for i, c in enumerate(comparisons) if c.cost_verdict in ("cheaper", "probably cheaper"))
     return Table("Does it cost less to reach the target?", columns, tuple(rows), best, notes)

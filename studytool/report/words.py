@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from studytool.report.statistics import CostRatio, Interval
@@ -94,11 +94,12 @@ def ratio(value: CostRatio | None) -> str:
     return ("" if value.bound == "exact" else f"{value.bound} ") + f"{value.ratio:.2g}{ends}"
 
 
-def shared_device(side_by_side: int) -> tuple[str, ...]:
-    """What to beware of where so many trials shared a device; nothing where each had its own."""
-    if side_by_side == 1:
+def shared_device(side_by_side: Iterable[int]) -> tuple[str, ...]:
+    """What to beware of where so many trials at most shared a device; nothing where each had its own."""
+    most = max(side_by_side, default=1)
+    if most == 1:
         return ()
-    return (f"Up to {side_by_side} trials shared a device, so times and cost ratios are indicative only.",)
+    return (f"Up to {most} trials shared a device, so times and cost ratios are indicative only.",)
 
 
 def decimal(value: float) -> str:

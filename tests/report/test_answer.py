@@ -83,6 +83,7 @@ def test_equal_results_of_several_pairs_are_no_single_pair(study):
     sure = " ".join(said(spec, with_test_values(two, dict.fromkeys((WHOLE, RANDOM), [1.0] * 3))).how_sure)
     assert f"the same, so it has no interval: {RANDOM} (0.0 points)" in sure
     assert "single pair" not in sure
+    assert "brackets" not in sure
 
 
 def test_failed_confirm_runs_are_said(study):
