@@ -11,7 +11,7 @@ import numpy as np
 
 from studytool.data.export import ID_COLUMN
 from studytool.data.importing import recognize
-from studytool.data.preparation import Contrast, preparation_of, prepare
+from studytool.data.preparation import Contrast, Preparation, preparation_of, prepare
 from studytool.data.readers.shardset import ShardSet
 from studytool.data.readers.source import Entry, Source
 from studytool.data.readers.star import StarSource
@@ -103,26 +103,26 @@ def _dataset(predictor: Predictor, request: Request, source: Source) -> Dataset 
         return None
     dataset = open_dataset(request.source, predictor.data_split_for(request.split, None))
     rows_of(dataset, request.split)
-    if request.invert is None and _was_inverted(predictor, dataset) != predictor.preparation().inverted:
-        here, there = ("did not", "did") if predictor.preparation().inverted else ("did", "did not")
+    here, wanted = _preparations(predictor, dataset)
+    if request.invert is None and here.inverted != wanted.inverted:
+        did, training_did = ("did not", "did") if wanted.inverted else ("did", "did not")
         raise DataError(
-            f"{request.source}: its import {here} invert the contrast, that of the training volumes {there}; give "
-            "--invert, or --no-invert if these particles are as bright or dark as those of the training"
+            f"{request.source}: its import {did} invert the contrast, that of the training volumes {training_did}; "
+            "give --invert, or --no-invert if these particles are as bright or dark as those of the training"
         )
     return dataset
 
 
-def _was_inverted(predictor: Predictor, dataset: Dataset) -> bool:
-    """Whether a dataset's contrast was inverted at its import; what is not known is as in the training."""
+def _preparations(predictor: Predictor, dataset: Dataset) -> tuple[Preparation, Preparation]:
+    """What was done to the volumes of a dataset, and to those of the training; what is not known is as in these."""
     here, wanted = preparation_of(dataset.manifest), predictor.preparation()
-    return here.inverted if here.origin == wanted.origin == "import" else wanted.inverted
+    return (here if here.origin == wanted.origin == "import" else wanted), wanted
 
 
 def _compare_normalization(predictor: Predictor, dataset: Dataset, say: Say) -> None:
     """Say it if the scale that the network goes by was taken out of these volumes at their import."""
-    here, wanted = preparation_of(dataset.manifest), predictor.preparation()
-    both_imported = here.origin == wanted.origin == "import"
-    if both_imported and here.normalize == "standard" != wanted.normalize and predictor.trial.input.normalize == "none":
+    here, wanted = _preparations(predictor, dataset)
+    if here.normalize == "standard" != wanted.normalize and predictor.trial.input.normalize == "none":
         say(
             f"warning: {dataset.folder} was normalized at its import, the training volumes never; the labels may be "
             "worth nothing: import it with --normalize none"
@@ -131,9 +131,8 @@ def _compare_normalization(predictor: Predictor, dataset: Dataset, say: Say) -> 
 
 def _is_taken_as_it_is(predictor: Predictor, request: Request, dataset: Dataset) -> bool:
     """Whether nothing has to be done to the volumes of a dataset, by their own form or the user's word."""
-    here, wanted = preparation_of(dataset.manifest), predictor.preparation()
-    both_imported = here.origin == wanted.origin == "import"
-    to_normalize = both_imported and wanted.normalize == "standard" != here.normalize
+    here, wanted = _preparations(predictor, dataset)
+    to_normalize = wanted.normalize == "standard" != here.normalize
     asked = (request.invert, request.transpose, request.options.voxel_size_angstrom)
     return fits(predictor.record, dataset) and not to_normalize and all(option is None for option in asked)
 
@@ -154,11 +153,14 @@ def _of_source(
 ) -> tuple[Predictions, list[str]]:
     wanted = predictor.preparation()
     is_raw = not _is_of_studytool(request, source)
+    inverted = wanted.inverted and not is_raw
+    if dataset is not None:
+        inverted = _preparations(predictor, dataset)[0].inverted
     preparer = prepare(
         source,
         wanted,
         raw=is_raw,
-        inverted=_was_inverted(predictor, dataset) if dataset is not None else wanted.inverted and not is_raw,
+        inverted=inverted,
         voxel_size_angstrom=request.options.voxel_size_angstrom,
         invert=request.invert,
         transpose=request.transpose,
