@@ -228,6 +228,8 @@ class TrainSettings(Settings):
     optimizers are fused (one kernel updates all tensors) where torch has one.
     `retry_out_of_memory`: a trial that runs out of memory is tried once more with four times as many parts of a batch.
     `reuse_memory`: with "auto", a process that trains on a CPU keeps what a step frees for the next one.
+    `checkpoints`: with "auto" the state of a trial is written when that takes at most a twentieth of the time since it
+    last was; with "each_epoch" after every epoch, so that a trial that is killed loses one at most.
     """
 
     max_epochs: Annotated[int, Field(ge=1, le=100_000)] = 30
@@ -250,6 +252,7 @@ class TrainSettings(Settings):
     compile: Literal["off", "on", "graphs", "auto"] = "off"
     retry_out_of_memory: bool = True
     reuse_memory: Literal["auto", "off"] = "auto"
+    checkpoints: Literal["auto", "each_epoch"] = "auto"
 
     @model_validator(mode="after")
     def _possible(self) -> TrainSettings:
@@ -274,8 +277,8 @@ class TrainSettings(Settings):
 
 
 SECTIONS: Mapping[str, type[Settings]] = {"model": ModelSettings, "input": InputSettings, "train": TrainSettings}
-HANDLING = frozenset({"retry_out_of_memory", "reuse_memory"})
-"""Keys of these sections that say how memory is dealt with: no factors, and no result depends on them."""
+HANDLING = frozenset({"retry_out_of_memory", "reuse_memory", "checkpoints"})
+"""Keys of these sections that say how memory and files are dealt with: no factors, and no result depends on them."""
 FACTORS: Mapping[str, str] = {
     name: section for section, kind in SECTIONS.items() for name in kind.model_fields if name not in HANDLING
 }

@@ -50,6 +50,7 @@ SWITCHED_OFF = (
     "train.channels_last=off",
     "train.fused=off",
     "train.reuse_memory=off",
+    "train.checkpoints=each_epoch",
     "train.compile=off",
     "resources.trials_together=1",
     "resources.keep_workers=false",

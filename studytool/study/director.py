@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from studytool.results import DeviceInfo, EpochResult, Outcome, TrialRecord
+from studytool.results import Cost, DeviceInfo, EpochResult, Outcome, TrialRecord
 from studytool.seeds import derive_seed
 from studytool.settings import MOST_TOGETHER
 from studytool.spec import StudySpec, TrialSpec
@@ -218,6 +218,7 @@ class Director:
         record = self._ledger.get(trial_id)
         assert record is not None
         if result.epoch <= len(record.epochs):
+            self._count_repeated(record, result)
             return self._draw_consequence(trial, record, result)
         value = result.val.metric(self._spec.metric.name)
         if not math.isfinite(value):
@@ -236,6 +237,13 @@ class Director:
             self._set_aside(trial)
             return True
         return outcome is not None
+
+    def _count_repeated(self, record: TrialRecord, result: EpochResult) -> None:
+        """Count an epoch that had to be trained again, as nobody had written its state down, as lost."""
+        costs = [Cost(), *(epoch.cost for epoch in record.epochs)]
+        if result.cost != costs[result.epoch]:
+            lost = costs[result.epoch].device_seconds - costs[result.epoch - 1].device_seconds
+            self._ledger.add_lost(record.trial_id, lost)
 
     def _set_aside(self, trial: TrialSpec) -> None:
         del self._running[trial.trial_id]

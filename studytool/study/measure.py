@@ -99,6 +99,7 @@ def workload(
         "warmup_epochs": 0.0,
         "label_smoothing": 0.0,
         "class_weights": "none",
+        "checkpoints": "each_epoch",
     }
     plain = {
         "study": "measurement",

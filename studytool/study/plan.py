@@ -30,6 +30,7 @@ from studytool.study.choices import Choices
 from studytool.study.measure import Measurement, Workload, kept_measurement, measure, workload
 from studytool.study.records import read_choices, read_records
 from studytool.study.slots import Slots, gpu_names, memory_of_trial_gib, share_out
+from studytool.training.cost import CHECKPOINT_SHARE
 
 SECONDS_EACH = 60.0
 """How long one workload is measured at most."""
@@ -286,8 +287,11 @@ class Meter:
         if found is None or volumes is None or self._data is None:
             return None
         steps = math.ceil(volumes / _batch_size(trial, volumes))
-        evaluated = found.seconds_per_evaluated_volume * self._data.val_volumes
-        return steps * found.seconds_per_step + evaluated + found.checkpoint_seconds, found
+        computing = steps * found.seconds_per_step + found.seconds_per_evaluated_volume * self._data.val_volumes
+        writing = found.checkpoint_seconds
+        if trial.train.checkpoints == "auto":
+            writing = min(writing, CHECKPOINT_SHARE * computing)
+        return computing + writing, found
 
     def measurement(self, trial: TrialSpec) -> Measurement | None:
         """What a step of the trial takes; None if it is not known."""

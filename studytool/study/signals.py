@@ -37,7 +37,7 @@ class Signals:
     """While it is entered the first signal raises `EndedBySignal`; the next one leaves the process with one line.
 
     The ledger and the checkpoints are whole at every moment, and the guardian ends what is left of Ray, so that
-    leaving at once loses nothing but the running epochs.
+    leaving at once loses nothing but the epochs since the last checkpoints.
     """
 
     def __init__(self, last_seconds: float = LAST_SECONDS) -> None:

@@ -106,7 +106,7 @@ class Worker(tune.Trainable):
             step = next(self._steps)
             # In the order in which they are written: a trial stopped in between goes on as from a disk.
             has_ended = any(isinstance(result, EpochResult) and result.is_last for result in step.values())
-            written = (WEIGHTS, PREDICTIONS, RECORD, LAST) if has_ended else (LAST, RECORD)
+            written = (WEIGHTS, PREDICTIONS, RECORD, LAST) if has_ended else (LAST,)
             for workplace in self._workplaces:
                 workplace.push(*written)
         except Exception as error:

@@ -2,7 +2,7 @@
 
 It is written with `torch.save` and holds tensors, numbers and strings only. Nobody has to trust it: its checksums are
 verified, nothing in it is run, and a trial never goes on from the state of another one. Parameters that stay frozen are
-not in it: most of a network would be written after every epoch, and be the same.
+not in it: most of a network would be written again and again, and be the same.
 """
 
 from __future__ import annotations
@@ -121,13 +121,13 @@ def repeat_last(folder: Path) -> None:
 
 
 def load_last(folder: Path, trial: TrialSpec, data_fingerprint: str) -> TrialState | None:
-    """The state to go on from; None where the trial has not finished an epoch yet.
+    """The state to go on from; None where none was written yet.
 
     A damaged `last.pt` is put aside, with a warning, for the generation before it.
 
     Raises:
-        WeightsError: the state is of another trial or another dataset, or nothing of it can be read although there
-            were results: a trial is never silently begun again.
+        WeightsError: the state is of another trial or another dataset, or nothing of it can be read although it is
+            there: a trial is never silently begun again.
     """
     _remove_unfinished(folder)
     problems: list[str] = []
@@ -148,11 +148,8 @@ def load_last(folder: Path, trial: TrialSpec, data_fingerprint: str) -> TrialSta
         raise WeightsError(
             f"{problems[0]}, and no good {PREVIOUS} is left; remove {folder} to train the trial from the start"
         )
-    # The state after the last epoch is not written before the trial has ended, and there may have been but one epoch.
-    if (folder / "best.json").exists() and trial.train.max_epochs > 1:
-        raise WeightsError(
-            f"{folder}: there is a best.json, but no {LAST} to go on from; remove the folder to train from the start"
-        )
+    if (folder / "best.json").exists():
+        _log.warning("%s: there is a best.json, but no %s to go on from; training from the start", folder, LAST)
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,15 +26,24 @@ from studytool.training.checkpoint import (
     restore_model,
     save_last,
 )
+from studytool.training.cost import CHECKPOINT_SHARE
 from studytool.training.device import Precision
 from studytool.training.meter import CostMeter, Share
 from studytool.training.metrics import score
 from studytool.training.optim import Updater
 from studytool.training.predictions import save_test_predictions
 
+_BYTES_WRITTEN_PER_SECOND = 300e6
+"""What a disk is taken for until a checkpoint has been written to it."""
+_STATES = 3
+"""An optimizer keeps about twice as much for what is trained as that itself."""
+
 
 class Course:
-    """Takes what each epoch has given, keeps `last.pt` in step with it, and at last writes the selected weights."""
+    """Takes what each epoch has given, writes `last.pt` when that is due, and at last the selected weights.
+
+    With `each_epoch` it is due whatever the trial says: somebody else stops it, and has it go on elsewhere.
+    """
 
     def __init__(
         self,
@@ -46,6 +56,7 @@ class Course:
         precision: Precision,
         *,
         steps_per_epoch: int,
+        each_epoch: bool = False,
     ) -> None:
         self.trial = trial
         self.epochs: list[EpochResult] = []
@@ -59,6 +70,10 @@ class Course:
         self._frozen = frozen_parameters(model)
         self._fingerprint: str | None = None
         self._weights_selected: dict[str, torch.Tensor] = {}
+        self._each_epoch = each_epoch or trial.train.checkpoints == "each_epoch"
+        self._saved_at = time.perf_counter()
+        trained_bytes = sum(p.nbytes for name, p in model.named_parameters() if name not in self._frozen)
+        self._seconds_to_save = _STATES * trained_bytes / _BYTES_WRITTEN_PER_SECOND
 
     def resume(self, state: TrialState) -> None:
         """Go on after the last epoch of `state`."""
@@ -68,9 +83,10 @@ class Course:
             restore_model(self._model, state, self._folder)
             self._updater.load_state_dict(state.updater, len(self.epochs))
             self._weights_selected = state.selected or self._weights()
+        self._saved_at = time.perf_counter()
 
     def add(self, train_loss: float, val: Scores) -> None:
-        """Take the next epoch, and write what a resume needs; after the last one `finish` writes all there is."""
+        """Take the next epoch, and write what a resume needs if that is due; after the last one `finish` does."""
         epoch, metric = len(self.epochs) + 1, self.trial.metric
         value = val.metric(metric.name)
         best = (epoch, value)
@@ -92,11 +108,12 @@ class Course:
         with self._meter.phase("checkpoint"):
             if self._selected() is self.epochs[-1]:
                 self._weights_selected = self._weights()
-            if epoch == self.trial.train.max_epochs:
-                return
-            save_last(self._folder, self._state(), self.trial, self._dataset.fingerprint)
-            if self._selected() is self.epochs[-1]:
-                trained.save_record(self._folder, self._best_record())
+            begun = time.perf_counter()
+            is_due = self._each_epoch or self._seconds_to_save <= CHECKPOINT_SHARE * (begun - self._saved_at)
+            if is_due and epoch < self.trial.train.max_epochs:
+                save_last(self._folder, self._state(), self.trial, self._dataset.fingerprint)
+                self._saved_at = time.perf_counter()
+                self._seconds_to_save = self._saved_at - begun
 
     def finish(self, scores_on_test: Callable[[int], Scores]) -> EpochResult:
         """The last epoch's result; after this nothing is left to do.

@@ -160,7 +160,15 @@ class _Pack:
             steps = -(-len(rows) // trial.train.batch_size)
             updater = Updater(model, trial.train, steps_per_epoch=steps, scale_gradients=False)
         course = Course(
-            trial, member.folder, dataset, model, updater, member.share, network.precision, steps_per_epoch=steps
+            trial,
+            member.folder,
+            dataset,
+            model,
+            updater,
+            member.share,
+            network.precision,
+            steps_per_epoch=steps,
+            each_epoch=True,
         )
         linear = head.get_submodule("linear")
         assert isinstance(linear, nn.Linear)

@@ -1,6 +1,6 @@
 """`best.safetensors` and `best.json`: the selected weights of a trial, and all that is needed to use them.
 
-The weights are written when the trial has had its last epoch; until then the record names the epoch selected so far.
+Both are written when the trial has had its last epoch.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from synthetic_study import STUDY, Driver, synthetic_epochs
 
-from studytool.results import Outcome
+from studytool.results import Cost, Outcome
 from studytool.study.director import RETRIES, Director
 from studytool.study.events import Cause, Observer
 from studytool.study.ledger import Ledger
@@ -240,6 +240,26 @@ def test_a_trial_whose_nodes_are_lost_is_never_given_up(driver):
         director.failed(trial.trial_id, "its node was lost", cause=Cause.NODE)
         assert director.next_trial() == trial
     assert ledger.get(trial.trial_id).outcome is None
+    ledger.close()
+
+
+def test_epochs_that_have_to_be_trained_again_were_lost(driver):
+    ledger = Ledger(driver.spec, "data")
+    director = Director(driver.spec, ledger, "data")
+    trial = director.next_trial()
+    epochs = [dataclasses.replace(e, cost=Cost(device_seconds=10.0 * e.epoch)) for e in synthetic_epochs(trial)]
+    for epoch in epochs[:3]:
+        director.epoch(trial.trial_id, epoch)
+    director.failed(trial.trial_id, "its process died", cause=Cause.WORKER, lost=2.0)
+    assert director.next_trial() == trial
+    # The checkpoint was that of the first epoch; the two after it take 11 s each now.
+    director.epoch(trial.trial_id, epochs[0])
+    for epoch in epochs[1:]:
+        again = dataclasses.replace(epoch, cost=Cost(device_seconds=10.0 + 11.0 * (epoch.epoch - 1)))
+        director.epoch(trial.trial_id, again)
+    cost = ledger.get(trial.trial_id).cost_with_lost
+    assert cost.lost_device_seconds == 2.0 + 20.0
+    assert cost.device_seconds == 10 + 3 * 11 + 22, "what the whole trial took, twice trained epochs twice"
     ledger.close()
 
 

@@ -159,7 +159,7 @@ def test_a_worker_killed_between_any_two_files_for_the_address_loses_nothing(tmp
             assert load_trained(there / "trials" / trial.trial_id).record.result.test is not None
         if not killed:
             break
-    assert most == 6 * together, "last.pt and best.json, then best.safetensors, test_predictions, best.json, last.pt"
+    assert most == 5 * together, "last.pt, then best.safetensors, test_predictions, best.json, last.pt"
 
 
 def test_a_used_worker_can_stand_by_before_its_next_trial(tmp_path, data):

@@ -34,10 +34,14 @@ def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_trial(dataset_folder: Path) -> MakeTrial:
-    """A function that makes a TrialSpec on the small dataset; keywords are factors, metric settings or its own."""
+    """A function that makes a TrialSpec on the small dataset; keywords are factors, metric settings or its own.
+
+    Its checkpoints do not depend on how long anything takes.
+    """
 
     def make(**changes: Any) -> TrialSpec:
-        values: dict[str, Any] = {"max_epochs": 3, "batch_size": 8, "learning_rate": 0.01, **changes}
+        values: dict[str, Any] = {"max_epochs": 3, "batch_size": 8, "learning_rate": 0.01, "checkpoints": "each_epoch"}
+        values |= changes
         names = ("phase", "seed", "data_path", "data_split", "study", "number")
         own = {name: values.pop(name) for name in names if name in values}
         metric = {name: values.pop(name) for name in ("name", "mode", "select", "target") if name in values}

@@ -107,10 +107,12 @@ def test_both_damaged_is_an_error_not_a_fresh_start(make_trial: MakeTrial, tmp_p
         load_last(tmp_path, trial, PRINT)
 
 
-def test_results_without_a_state_are_an_error_too(make_trial: MakeTrial, tmp_path: Path):
+def test_results_without_a_state_are_not_begun_again_without_a_word(
+    make_trial: MakeTrial, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     (tmp_path / "best.json").write_text("{}")
-    with pytest.raises(WeightsError, match=r"best\.json, but no last\.pt"):
-        load_last(tmp_path, make_trial(), PRINT)
+    assert load_last(tmp_path, make_trial(), PRINT) is None
+    assert "there is a best.json, but no last.pt to go on from; training from the start" in caplog.text
 
 
 def test_every_flipped_bit_and_every_cut_is_noticed_or_harmless(make_trial: MakeTrial, tmp_path: Path):

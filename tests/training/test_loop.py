@@ -10,9 +10,10 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,9 @@ from studytool.models.build import build_model
 from studytool.predict import predict_dataset
 from studytool.results import Cost, EpochResult, to_dict
 from studytool.spec import TrialSpec
-from studytool.training import loop
-from studytool.training.checkpoint import LAST, PREVIOUS
+from studytool.training import course, loop
+from studytool.training.checkpoint import LAST, PREVIOUS, save_last
+from studytool.training.course import Course
 from studytool.training.loop import train_trial
 from studytool.training.metrics import score
 from studytool.training.trained import load_trained, read_best
@@ -220,6 +222,60 @@ def test_a_damaged_state_costs_one_epoch_and_changes_nothing(make_trial: MakeTri
     assert timeless(train_trial(trial, tmp_path / "damaged")) == straight
 
 
+@pytest.mark.parametrize(("seconds_to_write", "written"), [(0.04, [1, 2, 3, 4, 5]), (0.09, [1, 1, 3, 3, 5]), (9, [1])])
+def test_a_checkpoint_is_written_when_it_takes_a_twentieth_of_the_time_since_the_last_one(
+    make_trial: MakeTrial,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds_to_write: float,
+    written: list[int],
+):
+    now = 0.0
+    monkeypatch.setattr(course, "time", SimpleNamespace(perf_counter=lambda: now))
+
+    def save(*args: Any) -> None:
+        nonlocal now
+        now += seconds_to_write
+        save_last(*args)
+
+    def add(self: Course, *args: Any) -> None:
+        nonlocal now
+        now += 1.0
+        add_epoch(self, *args)
+
+    def written_epochs(walk: Iterator[EpochResult], folder: Path) -> int:
+        next(walk)
+        return len(json.loads(torch.load(folder / LAST, weights_only=True)["epochs"]))
+
+    add_epoch = Course.add
+    monkeypatch.setattr(course, "save_last", save)
+    monkeypatch.setattr(Course, "add", add)
+    trial = make_trial(max_epochs=6, checkpoints="auto", phase="confirm")
+    straight = timeless(train_trial(make_trial(max_epochs=6, phase="confirm"), tmp_path / "straight"))
+    walk = train_trial(trial, tmp_path / "auto")
+    written += [written[-1]] * (5 - len(written))
+    assert [written_epochs(walk, tmp_path / "auto") for _ in range(5)] == written
+    walk.close()
+    # It goes on from the last one, and only what was not written is trained again.
+    assert timeless(train_trial(trial, tmp_path / "auto")) == straight
+
+
+def test_a_state_that_takes_long_to_write_is_not_written_for_short_epochs(
+    make_trial: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(course, "_BYTES_WRITTEN_PER_SECOND", 1.0)
+    trial = make_trial(checkpoints="auto", phase="confirm")
+    straight = timeless(train_trial(make_trial(phase="confirm"), tmp_path / "straight"))
+    walk = train_trial(trial, tmp_path / "auto")
+    next(walk), next(walk)
+    walk.close()
+    assert not (tmp_path / "auto").exists()
+    assert timeless(train_trial(trial, tmp_path / "auto")) == straight
+    assert sorted(path.name for path in (tmp_path / "auto").iterdir()) == sorted(
+        path.name for path in (tmp_path / "straight").iterdir()
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("select", "epochs"), [("best", 2), ("last", 2), ("best", 1)])
 def test_a_crash_at_any_rename_changes_nothing(
@@ -365,16 +421,16 @@ def test_a_folder_of_another_trial_is_refused(make_trial: MakeTrial, tmp_path: P
 
 @pytest.mark.parametrize(("freeze", "kept"), [("none", 1), ("backbone", 0), ("stage1", 1 / 3)])
 def test_a_checkpoint_holds_what_is_trained_and_goes_on_from_the_same_frozen_weights_only(
-    make_trial: MakeTrial, tmp_path: Path, freeze: str, kept: float
+    make_trial: MakeTrial, dataset_folder: Path, tmp_path: Path, freeze: str, kept: float
 ):
     trial = make_trial(freeze=freeze, ema=0.9)
     walk = train_trial(trial, tmp_path)
     next(walk)
     walk.close()
     content = torch.load(tmp_path / LAST, weights_only=True)
-    record = read_best(tmp_path)
-    classes, shape = len(record.classes), record.volume_shape_dhw
-    network = build_model(trial.model, num_classes=classes, volume_shape_dhw=shape, seed=trial.seed)
+    manifest = open_dataset(dataset_folder).manifest
+    shape = manifest.shape_dhw
+    network = build_model(trial.model, num_classes=len(manifest.classes), volume_shape_dhw=shape, seed=trial.seed)
     names = {name for name, _ in network.named_parameters() if not name.startswith("head.")}
     for state in (content["model"], content["updater"]["average"]):
         assert len(names & state.keys()) / len(names) == kept

@@ -26,7 +26,7 @@ from studytool.training.features import FeatureCache
 from studytool.training.loop import train_trial
 from studytool.training.packs import may_train_together
 from studytool.training.together import train_together
-from studytool.training.trained import RECORD, WEIGHTS, load_trained
+from studytool.training.trained import WEIGHTS, load_trained
 
 MakeTrials = Callable[..., list[TrialSpec]]
 DIFFERENT: list[dict[str, Any]] = [
@@ -196,7 +196,7 @@ def test_one_that_diverges_fails_alone_with_the_same_words(make_trials: MakeTria
 def test_one_whose_files_are_damaged_fails_alone(make_trials: MakeTrials, tmp_path: Path):
     trials = make_trials(max_epochs=2)
     (tmp_path / trials[2].trial_id).mkdir()
-    (tmp_path / trials[2].trial_id / RECORD).write_text("{}")
+    (tmp_path / trials[2].trial_id / LAST).write_bytes(b"PK")
     found = together(trials, tmp_path)
     assert [type(result) for result in found[trials[2].trial_id]] == [WeightsError]
     assert [len(curve) for curve in found.values()] == [2, 2, 1, 2]
