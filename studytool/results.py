@@ -26,8 +26,9 @@ class Cost:
     `idle_seconds` is the time that the trial held its place outside these phases, while its driver wrote things down;
     it is no part of `seconds`. Of those, `cache_fill_seconds` computed what is kept of frozen parts, or waited for
     another trial that did; `cache_saved_seconds` is what computing anew all that was used of it would have taken. Of
-    the device-seconds, `lost_device_seconds` went into epochs that broke off, which have no phases, and
-    `ending_device_seconds` into what comes after the last epoch: writing the selected weights, and the test split.
+    the device-seconds, `lost_device_seconds` went into epochs that broke off or had to be trained again, which have no
+    phases, and `ending_device_seconds` into what comes after the last epoch: writing the selected weights, and the test
+    split.
     """
 
     data_seconds: float = 0.0
@@ -70,6 +71,14 @@ class Cost:
             peak_memory_gib=max(self.peak_memory_gib, other.peak_memory_gib),
             energy_joules=sum(known) if known and len(known) == len(joules) else None,
         )
+
+    def since(self, earlier: Cost) -> Cost:
+        """What the trial has used after it had used `earlier`; the peak of memory is that of all of it."""
+        parts = {
+            f.name: getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self) if f.name not in _NOT_SUMMED
+        }
+        joules = None if self.energy_joules is None else self.energy_joules - (earlier.energy_joules or 0.0)
+        return Cost(**parts, peak_memory_gib=self.peak_memory_gib, energy_joules=joules)
 
     def shared(self, count: int) -> Cost:
         """The part of each of `count` trials that did this together; all of them held the memory."""
@@ -149,7 +158,8 @@ class TrialRecord:
     memory was tried again with its batches computed in `parts` parts. `checkpoint_sha256` is that of the selected
     weights, `mlflow_run` the id of its run; both may be empty. A search trial with the configuration
     of an earlier one of its arm is not run: `same_as` is that one's number, and there are no epochs. `on_pareto_front`
-    is set where cost is searched for as well. `lost_device_seconds` went into epochs that broke off.
+    is set where cost is searched for as well. `lost_device_seconds` went into epochs that broke off or had to be
+    trained again.
     """
 
     trial_id: str

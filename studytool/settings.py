@@ -225,11 +225,13 @@ class TrainSettings(Settings):
     root for adam and adamw); "auto" is the largest power of two that is faster and fits into memory. What "auto" means
     is chosen once for a study and kept; a single `studytool train` takes "off" and 1. "auto" precision is bfloat16
     where a GPU computes it, else float32; "auto" channels_last is on for convolutions on a GPU, and "auto"
-    optimizers are fused (one kernel updates all tensors) where torch has one.
+    optimizers are fused (one kernel updates all tensors) where torch has one. `trim_kernels`: with "auto" convolutions
+    leave out what of them meets nothing but padding (see `studytool.models.trim`).
     `retry_out_of_memory`: a trial that runs out of memory is tried once more with four times as many parts of a batch.
     `reuse_memory`: with "auto", a process that trains on a CPU keeps what a step frees for the next one.
     `checkpoints`: with "auto" the state of a trial is written when that takes at most a twentieth of the time since it
-    last was; with "each_epoch" after every epoch, so that a trial that is killed loses one at most.
+    last was; with "each_epoch", and for heads that are trained together, after every epoch, so that a trial that is
+    killed loses one at most.
     """
 
     max_epochs: Annotated[int, Field(ge=1, le=100_000)] = 30
@@ -249,6 +251,7 @@ class TrainSettings(Settings):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     channels_last: Literal["auto", "on", "off"] = "auto"
     fused: Literal["auto", "off"] = "auto"
+    trim_kernels: Literal["auto", "off"] = "auto"
     compile: Literal["off", "on", "graphs", "auto"] = "off"
     retry_out_of_memory: bool = True
     reuse_memory: Literal["auto", "off"] = "auto"

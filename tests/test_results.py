@@ -62,3 +62,12 @@ def test_the_cost_without_the_cache():
     assert reading.device_seconds_without_cache == 4 * 16 / 8
     broken = replace(RECORD, epochs=(replace(EPOCH, cost=filling),), lost_device_seconds=100)
     assert broken.cost_with_lost.device_seconds_without_cache == 100 + 5 * 16 / 10
+
+
+def test_what_a_trial_used_since_is_what_adds_up_to_its_cost():
+    earlier = Cost(train_seconds=2.0, device_seconds=1.0, samples=3, flops=4.0, peak_memory_gib=1.5, energy_joules=5.0)
+    cost = Cost(train_seconds=6.0, device_seconds=3.0, samples=9, flops=8.0, peak_memory_gib=2.0, energy_joules=7.0)
+    since = Cost(train_seconds=4.0, device_seconds=2.0, samples=6, flops=4.0, peak_memory_gib=2.0, energy_joules=2.0)
+    assert cost.since(earlier) == since
+    assert earlier + since == cost
+    assert cost.since(Cost()) == cost

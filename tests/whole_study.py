@@ -28,7 +28,7 @@ search:
   trials_per_arm: 4
   scheduler: {asha: {grace_epochs: 1, reduction_factor: 2}}
 confirm: {seeds: 2}
-train: {max_epochs: 4, batch_size: 8}
+train: {max_epochs: 4, batch_size: 8, checkpoints: each_epoch}
 metric: {target: 0.5}
 resources: {trials_at_once: 1}
 """

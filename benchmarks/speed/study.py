@@ -49,6 +49,7 @@ SWITCHED_OFF = (
     "train.precision=float32",
     "train.channels_last=off",
     "train.fused=off",
+    "train.trim_kernels=off",
     "train.reuse_memory=off",
     "train.checkpoints=each_epoch",
     "train.compile=off",

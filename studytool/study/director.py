@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from studytool.results import Cost, DeviceInfo, EpochResult, Outcome, TrialRecord
+from studytool.results import DeviceInfo, EpochResult, Outcome, TrialRecord
 from studytool.seeds import derive_seed
 from studytool.settings import MOST_TOGETHER
 from studytool.spec import StudySpec, TrialSpec
@@ -211,15 +211,19 @@ class Director:
         return record is not None and record.parts is not None
 
     def epoch(self, trial_id: str, result: EpochResult, device: DeviceInfo | None = None) -> bool:
-        """Take an epoch of a running trial; True if the trial has to stop now. Epochs already known are ignored."""
+        """Take an epoch of a running trial; True if the trial has to stop now. A known one is not judged again."""
         trial = self._running.get(trial_id)
         if trial is None:
             return True
         record = self._ledger.get(trial_id)
         assert record is not None
         if result.epoch <= len(record.epochs):
-            self._count_repeated(record, result)
-            return self._draw_consequence(trial, record, result)
+            is_trained_again = result != record.epochs[result.epoch - 1]
+            if is_trained_again:
+                record = self._ledger.replace_epoch(trial_id, result)
+            if self._draw_consequence(trial, record, result):
+                return True
+            return is_trained_again and self._is_beyond_budget(trial)
         value = result.val.metric(self._spec.metric.name)
         if not math.isfinite(value):
             self._ledger.add_lost(trial_id, result.cost.device_seconds - record.cost.device_seconds)
@@ -233,17 +237,15 @@ class Director:
             observer.epoch_ended(record, result)
         if outcome is not None:
             self._ended(trial, record)
-        elif not self.budget.allows(trial_id, running=self._running):
-            self._set_aside(trial)
             return True
-        return outcome is not None
+        return self._is_beyond_budget(trial)
 
-    def _count_repeated(self, record: TrialRecord, result: EpochResult) -> None:
-        """Count an epoch that had to be trained again, as nobody had written its state down, as lost."""
-        costs = [Cost(), *(epoch.cost for epoch in record.epochs)]
-        if result.cost != costs[result.epoch]:
-            lost = costs[result.epoch].device_seconds - costs[result.epoch - 1].device_seconds
-            self._ledger.add_lost(record.trial_id, lost)
+    def _is_beyond_budget(self, trial: TrialSpec) -> bool:
+        """Whether the budget does not allow the next epoch of a trial, which is set aside then."""
+        if self.budget.allows(trial.trial_id, running=self._running):
+            return False
+        self._set_aside(trial)
+        return True
 
     def _set_aside(self, trial: TrialSpec) -> None:
         del self._running[trial.trial_id]
@@ -272,7 +274,7 @@ class Director:
             cause: a trial's own fault is not tried again, a worker's `RETRIES` times, want of memory once; the loss of
                 a node says nothing of the trial, which is tried again however often.
             details: a traceback, for the log.
-            lost: device-seconds of the epoch that broke off; the budget pays for them.
+            lost: device-seconds of what broke off; the budget pays for them.
         """
         trial = self._running.get(trial_id)
         if trial is None:

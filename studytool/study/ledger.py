@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from studytool.errors import StudytoolError
-from studytool.results import DeviceInfo, EpochResult, Outcome, TrialRecord, to_dict
+from studytool.results import Cost, DeviceInfo, EpochResult, Outcome, TrialRecord, to_dict
 from studytool.settings import HANDLING
 from studytool.spec import StudySpec
 from studytool.study.choices import Choices
@@ -163,6 +163,17 @@ class Ledger:
         record = self._records[trial_id]
         record = replace(record, epochs=(*record.epochs, result), device=device or record.device)
         return self.put(record if outcome is None else self._ended(record, outcome))
+
+    def replace_epoch(self, trial_id: str, result: EpochResult) -> TrialRecord:
+        """Put an epoch that had to be trained again in its place, and count what it took the first time as lost.
+
+        The epochs after it, which will come again too, keep what each of them took.
+        """
+        record, k = self._records[trial_id], result.epoch - 1
+        before, first = record.epochs[k - 1].cost if k else Cost(), record.epochs[k].cost
+        later = (replace(epoch, cost=result.cost + epoch.cost.since(first)) for epoch in record.epochs[k + 1 :])
+        lost = record.lost_device_seconds + first.since(before).device_seconds
+        return self.put(replace(record, epochs=(*record.epochs[:k], result, *later), lost_device_seconds=lost))
 
     def add_lost(self, trial_id: str, device_seconds: float) -> None:
         """Count what an epoch of a trial took that broke off."""

@@ -23,6 +23,7 @@ from typing import Any
 
 from studytool.data.cachefolder import cache_folder
 from studytool.files import write_json
+from studytool.results import Cost
 from studytool.spec import TrialSpec
 from studytool.study.slots import gpu_names
 
@@ -196,32 +197,28 @@ def _measured_epochs(content: dict[str, Any], scratch: Path) -> Iterator[Measure
         _noise(counts, content), scratch / "data", dtype=content["dtype"], provenance={}, volumes_per_shard=4096
     )
     steps = -(-counts["train"] // trial.train.batch_size)
-    before, first_epoch_seconds = None, 0.0
+    before, first_epoch_seconds = Cost(), 0.0
     folder = scratch / "trial"
     folder.mkdir()
     weights_bytes = 0
     for result in train_trial(trial, folder):
-        cost = result.cost
-        since = {
-            name: getattr(cost, f"{name}_seconds") - (getattr(before, f"{name}_seconds") if before else 0.0)
-            for name in ("data", "train", "evaluate", "checkpoint")
-        }
-        first_epoch_seconds = first_epoch_seconds or since["train"] + since["data"]
+        cost = result.cost.since(before)
+        first_epoch_seconds = first_epoch_seconds or cost.train_seconds + cost.data_seconds
         weights_bytes = weights_bytes or _weights_bytes(trial, content)
         yield Measurement(
             # Opening the dataset and building the network are in the first epoch's share.
-            seconds_per_step=(since["train"] + (since["data"] if before else 0.0)) / steps,
-            seconds_per_evaluated_volume=since["evaluate"] / counts["val"],
-            checkpoint_seconds=since["checkpoint"],
+            seconds_per_step=(cost.train_seconds + (cost.data_seconds if result.epoch > 1 else 0.0)) / steps,
+            seconds_per_evaluated_volume=cost.evaluate_seconds / counts["val"],
+            checkpoint_seconds=cost.checkpoint_seconds,
             peak_memory_gib=cost.peak_memory_gib,
             weights_bytes=weights_bytes,
             state_bytes=_bytes(folder / "last.pt"),
-            settled=before is not None,
+            settled=result.epoch > 1,
             first_epoch_seconds=first_epoch_seconds,
         )
-        if before is not None:
+        if result.epoch > 1:
             return
-        before = cost
+        before = result.cost
 
 
 def _weights_bytes(trial: TrialSpec, content: Mapping[str, Any]) -> int:

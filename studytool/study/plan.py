@@ -31,6 +31,7 @@ from studytool.study.measure import Measurement, Workload, kept_measurement, mea
 from studytool.study.records import read_choices, read_records
 from studytool.study.slots import Slots, gpu_names, memory_of_trial_gib, share_out
 from studytool.training.cost import CHECKPOINT_SHARE
+from studytool.training.packs import trains_a_head
 
 SECONDS_EACH = 60.0
 """How long one workload is measured at most."""
@@ -289,7 +290,7 @@ class Meter:
         steps = math.ceil(volumes / _batch_size(trial, volumes))
         computing = steps * found.seconds_per_step + found.seconds_per_evaluated_volume * self._data.val_volumes
         writing = found.checkpoint_seconds
-        if trial.train.checkpoints == "auto":
+        if trial.train.checkpoints == "auto" and not trains_a_head(trial):
             writing = min(writing, CHECKPOINT_SHARE * computing)
         return computing + writing, found
 

@@ -81,7 +81,7 @@ class Progress(Observer):
 
     def trial_started(self, trial: TrialSpec, record: TrialRecord) -> None:
         """Show the trial as running."""
-        again = f", goes on after epoch {len(record.epochs)}" if record.epochs else ""
+        again = ", goes on where it was written down last" if record.epochs else ""
         self._arms[trial.arm].running[trial.trial_id] = f"{_label(record)} starts{again}"
         if self._verbose:
             say(self._console, f"{trial.trial_id}: starts{again}")

@@ -6,7 +6,7 @@ import gc
 import json
 import time
 import traceback
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -63,7 +63,7 @@ class Worker(tune.Trainable):
         if config["storage"] is not None:
             self._workplaces = tuple(fresh_workplace(config["storage"], trial.trial_id) for trial in trials)
             folders = [workplace.folder for workplace in self._workplaces]
-        self._steps = _steps(trials, folders, side_by_side, kept)
+        self._steps = _steps(trials, folders, side_by_side, kept, self._push_state)
         device = choose_device(None)
         peak = peak_flops(device, choose_precision(trials[0].train.precision, device))
         self._device = to_dict(replace(describe_device(device, side_by_side), peak_flops=peak))
@@ -132,6 +132,12 @@ class Worker(tune.Trainable):
             "done": all(result["is_last"] for result in results.values()),
         }
 
+    def _push_state(self) -> None:
+        from studytool.training.checkpoint import LAST
+
+        for workplace in self._workplaces:
+            workplace.push(LAST)
+
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
         """Ray saves a trial that it stops; ours has its own checkpoint, so there is nothing to add."""
         return {}
@@ -150,7 +156,7 @@ class Worker(tune.Trainable):
 
 
 def _steps(
-    trials: Sequence[TrialSpec], folders: Sequence[Path], side_by_side: int, kept: Kept
+    trials: Sequence[TrialSpec], folders: Sequence[Path], side_by_side: int, kept: Kept, on_saved: Callable[[], None]
 ) -> Generator[Step, None, None]:
     """The epochs of one trial, or of several that are trained together."""
     from studytool.training.loop import train_trial
@@ -159,7 +165,8 @@ def _steps(
     if len(trials) > 1:
         yield from train_together(trials, folders, trials_side_by_side=side_by_side, kept=kept)
         return
-    with closing(train_trial(trials[0], folders[0], trials_side_by_side=side_by_side, kept=kept)) as epochs:
+    one = train_trial(trials[0], folders[0], trials_side_by_side=side_by_side, kept=kept, on_saved=on_saved)
+    with closing(one) as epochs:
         for result in epochs:
             yield {trials[0].trial_id: result}
 

@@ -31,6 +31,7 @@ from studytool.models.freeze import frozen_parameters
 from studytool.results import EpochResult, epoch_from_dict, to_dict
 from studytool.settings import HANDLING
 from studytool.spec import TrialSpec
+from studytool.training.trained import RECORD, read_best
 
 LAST = "last.pt"
 PREVIOUS = "last.pt.previous"
@@ -142,14 +143,15 @@ def load_last(folder: Path, trial: TrialSpec, data_fingerprint: str) -> TrialSta
         _check_same_trial(path, content, trial, data_fingerprint)
         if problems:
             (folder / LAST).replace(folder / DAMAGED)
-            _log.warning("%s; going on from %s, one epoch earlier; kept as %s", problems[0], PREVIOUS, DAMAGED)
+            _log.warning("%s; going on from %s, some epochs earlier; kept as %s", problems[0], PREVIOUS, DAMAGED)
         return _state(path, content)
     if problems:
         raise WeightsError(
             f"{problems[0]}, and no good {PREVIOUS} is left; remove {folder} to train the trial from the start"
         )
-    if (folder / "best.json").exists():
-        _log.warning("%s: there is a best.json, but no %s to go on from; training from the start", folder, LAST)
+    # It may have ended but for its last state, and have been too short for an earlier one.
+    if (folder / RECORD).exists() and not read_best(folder).is_of(trial, data_fingerprint):
+        raise WeightsError(f"{folder}: there is a {RECORD} of another trial; choose another folder, or remove this one")
     return None
 
 

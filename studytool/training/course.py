@@ -42,7 +42,8 @@ _STATES = 3
 class Course:
     """Takes what each epoch has given, writes `last.pt` when that is due, and at last the selected weights.
 
-    With `each_epoch` it is due whatever the trial says: somebody else stops it, and has it go on elsewhere.
+    With `each_epoch` it is due whatever the trial says: somebody else stops it, and has it go on elsewhere. `on_saved`
+    is called then, and what it takes is a part of writing.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Course:
         *,
         steps_per_epoch: int,
         each_epoch: bool = False,
+        on_saved: Callable[[], None] | None = None,
     ) -> None:
         self.trial = trial
         self.epochs: list[EpochResult] = []
@@ -70,6 +72,7 @@ class Course:
         self._frozen = frozen_parameters(model)
         self._fingerprint: str | None = None
         self._weights_selected: dict[str, torch.Tensor] = {}
+        self._on_saved = on_saved
         self._each_epoch = each_epoch or trial.train.checkpoints == "each_epoch"
         self._saved_at = time.perf_counter()
         trained_bytes = sum(p.nbytes for name, p in model.named_parameters() if name not in self._frozen)
@@ -112,6 +115,8 @@ class Course:
             is_due = self._each_epoch or self._seconds_to_save <= CHECKPOINT_SHARE * (begun - self._saved_at)
             if is_due and epoch < self.trial.train.max_epochs:
                 save_last(self._folder, self._state(), self.trial, self._dataset.fingerprint)
+                if self._on_saved is not None:
+                    self._on_saved()
                 self._saved_at = time.perf_counter()
                 self._seconds_to_save = self._saved_at - begun
 

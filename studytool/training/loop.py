@@ -8,7 +8,7 @@ alone, and the learning rate on the step.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +52,7 @@ def train_trial(
     device: str | None = None,
     trials_side_by_side: int = 1,
     kept: Kept | None = None,
+    on_saved: Callable[[], None] | None = None,
 ) -> Generator[EpochResult, None, None]:
     """Train a trial epoch by epoch in `folder`, from where it was stopped, and yield every epoch's result.
 
@@ -65,6 +66,7 @@ def train_trial(
         device: "cpu", "cuda" or "cuda:N"; None takes a GPU where there is one.
         trials_side_by_side: how many trials share the device, for the cost.
         kept: what earlier trials of this process have opened and built, and where this one keeps it for later ones.
+        on_saved: called when `last.pt` was written before the end, for example to copy it; a part of the cost.
 
     Raises:
         DataError: the dataset cannot be read, or lacks a split, class or labels, or does not fit the trial's input.
@@ -87,7 +89,7 @@ def train_trial(
         if state is not None and state.finished:
             yield from state.epochs
             return
-        run = _Run(trial, folder, dataset, chosen, meter, kept)
+        run = _Run(trial, folder, dataset, chosen, meter, kept, on_saved)
         if state is not None:
             run.course.resume(state)
         del state
@@ -102,7 +104,14 @@ class _Run:
     """A trial under way: the network, its optimizer, its data, its results so far."""
 
     def __init__(
-        self, trial: TrialSpec, folder: Path, dataset: Dataset, device: torch.device, meter: CostMeter, kept: Kept
+        self,
+        trial: TrialSpec,
+        folder: Path,
+        dataset: Dataset,
+        device: torch.device,
+        meter: CostMeter,
+        kept: Kept,
+        on_saved: Callable[[], None] | None,
     ) -> None:
         self.trial = trial
         self.dataset = dataset
@@ -133,6 +142,7 @@ class _Run:
             meter,
             self.network.precision,
             steps_per_epoch=len(self.train_feed),
+            on_saved=on_saved,
         )
 
     def results(self) -> Iterator[EpochResult]:

@@ -10,6 +10,7 @@ from studytool import registry
 from studytool.data.shards import Dataset
 from studytool.models.adapt import StagedModel
 from studytool.models.backbones import find_backbone
+from studytool.models.trim import trim_kernels
 from studytool.spec import TrialSpec
 from studytool.training.cut import find_cut
 from studytool.training.device import Precision, choose_memory_format, choose_precision
@@ -48,6 +49,8 @@ def build_network(
     memory_format = choose_memory_format(trial.train.channels_last, model, device)
     precision = choose_precision(trial.train.precision, device)
     model.to(device).to(memory_format=memory_format)
+    if trial.train.trim_kernels == "auto":
+        trim_kernels(model)
     cut = find_cut(model, None if however_cheap else device) if trial.cache == "auto" else None
     cache = None
     if cut is not None:

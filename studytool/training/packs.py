@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from studytool.settings import HANDLING
 from studytool.spec import TrialSpec
 
 OPTIMIZERS = frozenset({"adamw", "adam", "sgd"})
@@ -18,7 +19,7 @@ _FREE = {
     "label_smoothing",
     "class_weights",
     "gradient_clip",
-    "retry_out_of_memory",
+    *HANDLING,
 }
 """Settings of training that may differ from head to head."""
 _SEEDED = frozenset({"random", "shuffled"})

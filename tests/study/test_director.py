@@ -243,7 +243,7 @@ def test_a_trial_whose_nodes_are_lost_is_never_given_up(driver):
     ledger.close()
 
 
-def test_epochs_that_have_to_be_trained_again_were_lost(driver):
+def test_epochs_that_have_to_be_trained_again_were_lost_once(driver):
     ledger = Ledger(driver.spec, "data")
     director = Director(driver.spec, ledger, "data")
     trial = director.next_trial()
@@ -257,9 +257,18 @@ def test_epochs_that_have_to_be_trained_again_were_lost(driver):
     for epoch in epochs[1:]:
         again = dataclasses.replace(epoch, cost=Cost(device_seconds=10.0 + 11.0 * (epoch.epoch - 1)))
         director.epoch(trial.trial_id, again)
+        if epoch.epoch == 3:
+            assert ledger.get(trial.trial_id).cost_with_lost.device_seconds == 10 + 2 * 11 + 22
+            # All of these were written, and come again as they are.
+            director.failed(trial.trial_id, "its node was lost", cause=Cause.NODE)
+            assert director.next_trial() == trial
+            director.epoch(trial.trial_id, epochs[0])
+            director.epoch(trial.trial_id, ledger.get(trial.trial_id).epochs[1])
+            director.epoch(trial.trial_id, again)
     cost = ledger.get(trial.trial_id).cost_with_lost
     assert cost.lost_device_seconds == 2.0 + 20.0
     assert cost.device_seconds == 10 + 3 * 11 + 22, "what the whole trial took, twice trained epochs twice"
+    assert [e.cost.device_seconds for e in ledger.get(trial.trial_id).epochs] == [10, 21, 32, 43]
     ledger.close()
 
 

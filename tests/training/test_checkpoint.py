@@ -15,6 +15,7 @@ from studytool.files import whole_file
 from studytool.results import Cost, EpochResult, Scores
 from studytool.spec import TrialSpec
 from studytool.training.checkpoint import DAMAGED, LAST, PREVIOUS, TrialState, load_last, save_last
+from studytool.training.trained import BestRecord, save_record
 
 MakeTrial = Callable[..., TrialSpec]
 PRINT = "f" * 64
@@ -107,12 +108,14 @@ def test_both_damaged_is_an_error_not_a_fresh_start(make_trial: MakeTrial, tmp_p
         load_last(tmp_path, trial, PRINT)
 
 
-def test_results_without_a_state_are_not_begun_again_without_a_word(
-    make_trial: MakeTrial, tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
-    (tmp_path / "best.json").write_text("{}")
-    assert load_last(tmp_path, make_trial(), PRINT) is None
-    assert "there is a best.json, but no last.pt to go on from; training from the start" in caplog.text
+def test_what_came_of_another_trial_is_not_written_over(make_trial: MakeTrial, tmp_path: Path):
+    result = state(1).epochs[0]
+    record = BestRecord(make_trial(), ("a", "b"), (12, 12, 12), 10.0, PRINT, "float32", result)
+    save_record(tmp_path, record)
+    assert load_last(tmp_path, make_trial(number=7), PRINT) is None
+    for trial, data in ((make_trial(batch_size=4), PRINT), (make_trial(), "e" * 64)):
+        with pytest.raises(WeightsError, match=r"there is a best\.json of another trial; choose another folder"):
+            load_last(tmp_path, trial, data)
 
 
 def test_every_flipped_bit_and_every_cut_is_noticed_or_harmless(make_trial: MakeTrial, tmp_path: Path):
