@@ -57,6 +57,24 @@ def test_what_breaks_off_is_paid_for_too(tmp_path, cause):
     again.close()
 
 
+def test_epochs_that_are_trained_again_are_held_against_it_too(tmp_path):
+    driver = Driver(tmp_path, with_budget(hours(5)))
+    ledger = Ledger(driver.spec, "data")
+    director = Director(driver.spec, ledger, "data")
+    trial = director.next_trial()
+    first, second, *_ = synthetic_epochs(trial)
+    assert not director.epoch(trial.trial_id, first)
+    assert not director.epoch(trial.trial_id, second)
+    director.failed(trial.trial_id, "its node was lost", cause=Cause.NODE)
+    assert director.next_trial() == trial
+    # Nothing was written down of it: the first epoch comes again, and takes longer.
+    assert director.epoch(trial.trial_id, replace(first, cost=replace(first.cost, device_seconds=2.5)))
+    assert director.stopped_by_budget
+    assert ledger.totals.device_seconds == 1 + 2.5 + 1, "the first epoch twice, and the second"
+    assert ledger.get(trial.trial_id).outcome is None
+    ledger.close()
+
+
 def test_an_epoch_that_cannot_be_compared_is_paid_for(tmp_path):
     driver = Driver(tmp_path, FIFO)
     ledger = Ledger(driver.spec, "data")
