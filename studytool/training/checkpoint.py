@@ -149,9 +149,11 @@ def load_last(folder: Path, trial: TrialSpec, data_fingerprint: str) -> TrialSta
         raise WeightsError(
             f"{problems[0]}, and no good {PREVIOUS} is left; remove {folder} to train the trial from the start"
         )
-    # It may have ended but for its last state, and have been too short for an earlier one.
-    if (folder / RECORD).exists() and not read_best(folder).is_of(trial, data_fingerprint):
-        raise WeightsError(f"{folder}: there is a {RECORD} of another trial; choose another folder, or remove this one")
+    if (folder / RECORD).exists():
+        # This trial's, if it was stopped before its last state was written, and was too short for an earlier one.
+        best = read_best(folder)
+        content = {"data_fingerprint": best.data_fingerprint, "trial": best.trial.model_dump_json()}
+        _check_same_trial(folder / RECORD, content, trial, data_fingerprint)
     return None
 
 

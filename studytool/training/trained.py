@@ -49,10 +49,6 @@ class BestRecord:
     sha256: str = ""
     preparation: Preparation | None = None
 
-    def is_of(self, trial: TrialSpec, data_fingerprint: str) -> bool:
-        """Whether this is what came of such a trial."""
-        return self.trial.config_hash(self.data_fingerprint) == trial.config_hash(data_fingerprint)
-
 
 @dataclass(frozen=True)
 class Trained:

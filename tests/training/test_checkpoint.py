@@ -112,10 +112,13 @@ def test_what_came_of_another_trial_is_not_written_over(make_trial: MakeTrial, t
     result = state(1).epochs[0]
     record = BestRecord(make_trial(), ("a", "b"), (12, 12, 12), 10.0, PRINT, "float32", result)
     save_record(tmp_path, record)
-    assert load_last(tmp_path, make_trial(number=7), PRINT) is None
-    for trial, data in ((make_trial(batch_size=4), PRINT), (make_trial(), "e" * 64)):
-        with pytest.raises(WeightsError, match=r"there is a best\.json of another trial; choose another folder"):
-            load_last(tmp_path, trial, data)
+    assert load_last(tmp_path, make_trial(number=7, accumulate=4), PRINT) is None
+    with pytest.raises(
+        WeightsError, match=r"best\.json: made with train\.batch_size = 8, now 4; choose another folder"
+    ):
+        load_last(tmp_path, make_trial(batch_size=4), PRINT)
+    with pytest.raises(WeightsError, match=r"best\.json: made with another dataset or split"):
+        load_last(tmp_path, make_trial(), "e" * 64)
 
 
 def test_every_flipped_bit_and_every_cut_is_noticed_or_harmless(make_trial: MakeTrial, tmp_path: Path):
