@@ -14,7 +14,7 @@ from torch import nn
 from studytool.data.manifest import MANIFEST_NAME
 from studytool.data.remote_copy import local_copy
 from studytool.data.shards import Dataset, open_dataset
-from studytool.models.adapt import StagedModel
+from studytool.models.adapt import StagedModel, make_head
 from studytool.models.build import build_model
 from studytool.models.weights import weights_path
 from studytool.settings import ModelSettings
@@ -56,13 +56,16 @@ class Kept:
         """As `build_model`."""
         path = weights_path(settings.backbone, settings.init)
         files = [path, path.with_name(f"{path.name}.sha256")] if path else []
-        key = (settings.model_dump_json(), num_classes, volume_shape_dhw, seed, _state(files))
-        if key in self._networks:
-            self._networks.move_to_end(key)
-            return copy.deepcopy(self._networks[key])
+        kind = (settings.model_dump_json(), num_classes, volume_shape_dhw, _state(files))
+        for key in ((kind, seed), (kind, None)):
+            if key in self._networks:
+                self._networks.move_to_end(key)
+                model = copy.deepcopy(self._networks[key])
+                model.head = make_head(model.num_features, num_classes, settings.dropout, seed)
+                return model
         model = build_model(settings, num_classes=num_classes, volume_shape_dhw=volume_shape_dhw, seed=seed)
         if _size_bytes(model) <= self._most_bytes and _can_be_copied(model):
-            self._networks[key] = copy.deepcopy(model)
+            self._networks[kind, seed if model.load_report.depends_on_seed else None] = copy.deepcopy(model)
             while sum(map(_size_bytes, self._networks.values())) > self._most_bytes:
                 self._networks.popitem(last=False)
         return model

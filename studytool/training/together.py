@@ -179,8 +179,7 @@ class _Pack:
     def _network_for(self, trial: TrialSpec) -> Network:
         """The network of all; where a part of its frozen weights is drawn at random, that of trials with this seed."""
         for seed, network in self._networks.items():
-            report = network.model.load_report
-            if seed == trial.seed or (report.file and not report.missing):
+            if seed == trial.seed or not network.model.load_report.depends_on_seed:
                 return network
         network = build_network(trial, self._dataset, self._device, self._meter, self._kept, however_cheap=True)
         assert network.cache is not None

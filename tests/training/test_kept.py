@@ -15,6 +15,7 @@ from torch import nn
 from training_data import particles, write
 
 from studytool.errors import DataError
+from studytool.models.build import build_model
 from studytool.results import Cost, EpochResult
 from studytool.settings import ModelSettings
 from studytool.spec import TrialSpec
@@ -90,6 +91,29 @@ def test_weights_that_were_replaced_are_read_anew(make_trial: MakeTrial, tmp_pat
     assert torch.equal(stem(), before)
     save_file({name: 2 * t if t.is_floating_point() else t for name, t in load_file(file).items()}, file)
     assert torch.equal(stem(), 2 * before)
+
+
+@pytest.mark.parametrize("init", ["file", "random"])
+def test_weights_from_a_file_are_read_once_for_all_seeds(
+    make_trial: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, init: str
+):
+    run(make_trial(max_epochs=1), tmp_path / "source")
+    shutil.copy(tmp_path / "source" / "best.safetensors", file := tmp_path / "mine.safetensors")
+    settings = ModelSettings(
+        backbone="training_nets:convolutional", init=f"checkpoint:{file}" if init == "file" else init, freeze="stage1"
+    )
+    given: dict[str, Any] = {"num_classes": 3, "volume_shape_dhw": SHAPE}
+    expected, kept, built = [build_model(settings, **given, seed=seed) for seed in (1, 2)], Kept(), []
+    monkeypatch.setattr(kept_module, "build_model", lambda *a, **k: built.append(1) or build_model(*a, **k))
+    for seed in (1, 2, 1, 2):
+        model, alone = kept.network(settings, **given, seed=seed), expected[seed - 1]
+        assert list(model.state_dict()) == list(alone.state_dict())
+        assert all(torch.equal(tensor, alone.state_dict()[name]) for name, tensor in model.state_dict().items())
+        assert [p.requires_grad for p in model.parameters()] == [p.requires_grad for p in alone.parameters()]
+    assert len(built) == (1 if init == "file" else 2)
+    assert not torch.equal(
+        expected[0].state_dict()["head.linear.weight"], expected[1].state_dict()["head.linear.weight"]
+    )
 
 
 def test_what_is_trained_is_never_what_is_kept():
