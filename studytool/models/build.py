@@ -20,7 +20,7 @@ from studytool.models.adapt import (
     turned,
 )
 from studytool.models.anatomy import Anatomy
-from studytool.models.backbones import Backbone, check_model_choice, find_backbone
+from studytool.models.backbones import BACKBONES, Backbone, check_model_choice, find_backbone
 from studytool.models.freeze import freeze
 from studytool.models.initialize import check_stem, initialize, load_trial
 from studytool.models.weights import weights_path
@@ -61,6 +61,16 @@ def build_model(
     model.load_report = load_trial(model, backbone, settings.init) or report
     freeze(model)
     return model
+
+
+def depends_on_seed(model: StagedModel) -> bool:
+    """Whether another seed would have given another network, and not just another head.
+
+    Of a network of one's own it is not known whether it holds something random that no file has.
+    """
+    report = model.load_report
+    is_from_file = bool(report.file) and not report.missing and report.initialization != "shuffled"
+    return not is_from_file or model.description["backbone"] not in BACKBONES
 
 
 def build_untouched(backbone: Backbone, seed: int) -> Any:

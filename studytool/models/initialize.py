@@ -57,11 +57,6 @@ class LoadReport:
     left_over: tuple[str, ...] = ()
     share: float = 0.0
 
-    @property
-    def depends_on_seed(self) -> bool:
-        """Whether a trial with another seed starts from another network, and not just from another head."""
-        return not self.file or bool(self.missing) or self.initialization == "shuffled"
-
     def __str__(self) -> str:
         if not self.file:
             return f"{self.initialization}: nothing was loaded"

@@ -1,25 +1,27 @@
 """Convolutions without the taps of their kernels that meet nothing but padding.
 
 Where a small volume has shrunk to one voxel along an axis, two of three taps there only ever multiply zeros, and their
-gradients are 0. Kernels of 3 x 3 x 3 taps shrink to a ninth where two axes have: for R3D-18 in its last stage at a side
-of 16, which takes a third of a training step on a CPU otherwise (benchmarks/RESULTS.md, "The step").
+gradients are 0. Kernels of 3 x 3 x 3 taps shrink to a ninth where two axes have, as in the last stage of R3D-18 at a
+side of 16.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 
 def trim_kernels(model: nn.Module) -> None:
     """Let the convolutions of a network leave out what meets nothing but padding; weights and names stay as they are.
 
-    Outputs and gradients are the same but for the order in which numbers are added.
+    In float32 outputs and gradients are the same but for the order in which numbers are added. A network trimmed can be
+    copied, but not pickled.
     """
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv3d)]
     for module in convolutions:
-        is_plain = type(module)._conv_forward is nn.Conv3d._conv_forward and module.padding_mode == "zeros"
-        if is_plain and not isinstance(module.padding, str):
+        is_plain = type(module)._conv_forward is nn.Conv3d._conv_forward and not is_parametrized(module)
+        if is_plain and module.padding_mode == "zeros" and not isinstance(module.padding, str):
             module.__class__ = _trimmed(type(module))
 
 
@@ -28,6 +30,8 @@ def needed_taps(voxels: int, taps: int, stride: int, padding: int, dilation: int
 
     All of them, with the padding as it was, where these would need more padding on one side than on the other.
     """
+    if voxels > dilation * (taps - 1) + stride:
+        return slice(0, taps), padding
     outputs, met = _outputs(voxels, taps, stride, padding, dilation), []
     for j in range(taps):
         # With output i it meets voxel i * stride + before.
@@ -50,7 +54,7 @@ class _Trimmed(nn.Conv3d):
 
     def _conv_forward(self, volumes: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         assert not isinstance(self.padding, str)
-        of_axes = zip(volumes.shape[2:], self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
+        of_axes = zip(volumes.shape[-3:], self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
         kept, paddings = zip(*(needed_taps(*of_axis) for of_axis in of_axes), strict=True)
         if any(taps.stop - taps.start < size for taps, size in zip(kept, self.kernel_size, strict=True)):
             weight = weight[:, :, kept[0], kept[1], kept[2]]
@@ -62,6 +66,6 @@ _KINDS: dict[type[nn.Conv3d], type[nn.Conv3d]] = {}
 
 def _trimmed(kind: type[nn.Conv3d]) -> type[nn.Conv3d]:
     if kind not in _KINDS:
-        # By its name the cache of frozen parts knows it from the class without, by its module the file that this is in.
+        # By its name the cache of frozen parts tells it from the class without.
         _KINDS[kind] = type(f"Trimmed{kind.__name__}", (_Trimmed, kind), {"__module__": kind.__module__})
     return _KINDS[kind]

@@ -220,7 +220,9 @@ class Director:
         if result.epoch <= len(record.epochs):
             is_trained_again = result != record.epochs[result.epoch - 1]
             if is_trained_again:
-                record = self._ledger.replace_epoch(trial_id, result)
+                record = self._ledger.replace_epoch(trial_id, result, device)
+                for observer in self._observers:
+                    observer.epoch_ended(record, result)
             if self._draw_consequence(trial, record, result):
                 return True
             return is_trained_again and self._is_beyond_budget(trial)

@@ -24,7 +24,7 @@ class Observer:
         """A trial begins, or is taken up again (`record.epochs` then holds what it has done)."""
 
     def epoch_ended(self, record: TrialRecord, result: EpochResult) -> None:
-        """A trial finished an epoch."""
+        """A trial finished an epoch; one that it had finished before, if nobody had written down its state."""
 
     def attempt_failed(self, record: TrialRecord, message: str, details: str, *, again: bool) -> None:
         """A running trial broke, with one line and a traceback or the like; `again`: it will be tried again."""

@@ -164,7 +164,7 @@ class Ledger:
         record = replace(record, epochs=(*record.epochs, result), device=device or record.device)
         return self.put(record if outcome is None else self._ended(record, outcome))
 
-    def replace_epoch(self, trial_id: str, result: EpochResult) -> TrialRecord:
+    def replace_epoch(self, trial_id: str, result: EpochResult, device: DeviceInfo | None = None) -> TrialRecord:
         """Put an epoch that had to be trained again in its place, and count what it took the first time as lost.
 
         The epochs after it, which will come again too, keep what each of them took.
@@ -173,7 +173,8 @@ class Ledger:
         before, first = record.epochs[k - 1].cost if k else Cost(), record.epochs[k].cost
         later = (replace(epoch, cost=result.cost + epoch.cost.since(first)) for epoch in record.epochs[k + 1 :])
         lost = record.lost_device_seconds + first.since(before).device_seconds
-        return self.put(replace(record, epochs=(*record.epochs[:k], result, *later), lost_device_seconds=lost))
+        epochs = (*record.epochs[:k], result, *later)
+        return self.put(replace(record, epochs=epochs, device=device or record.device, lost_device_seconds=lost))
 
     def add_lost(self, trial_id: str, device_seconds: float) -> None:
         """Count what an epoch of a trial took that broke off."""

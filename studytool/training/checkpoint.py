@@ -151,9 +151,13 @@ def load_last(folder: Path, trial: TrialSpec, data_fingerprint: str) -> TrialSta
         )
     if (folder / RECORD).exists():
         # This trial's, if it was stopped before its last state was written, and was too short for an earlier one.
-        best = read_best(folder)
+        try:
+            best = read_best(folder)
+        except WeightsError as error:
+            raise WeightsError(f"{error}; remove {folder} to train the trial from the start") from error
         content = {"data_fingerprint": best.data_fingerprint, "trial": best.trial.model_dump_json()}
         _check_same_trial(folder / RECORD, content, trial, data_fingerprint)
+        _log.warning("%s: no %s beside its %s to go on from; training from the start", folder, LAST, RECORD)
     return None
 
 

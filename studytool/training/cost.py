@@ -16,6 +16,8 @@ A trial that is killed loses the running epoch and, before it, at most 20 times 
 first order approximation to the optimum checkpoint interval" (1974), that interval suits trials that are killed every
 200 times as long, which is minutes; where it happens less often, a twentieth is all there would be to gain.
 """
+MOST_SECONDS_UNSAVED = 600.0
+"""After so long a checkpoint is due however long writing takes."""
 
 
 def cost_to_target(epochs: Sequence[EpochResult], target: float, sign: int) -> tuple[Cost, bool]:

@@ -26,7 +26,7 @@ from studytool.training.checkpoint import (
     restore_model,
     save_last,
 )
-from studytool.training.cost import CHECKPOINT_SHARE
+from studytool.training.cost import CHECKPOINT_SHARE, MOST_SECONDS_UNSAVED
 from studytool.training.device import Precision
 from studytool.training.meter import CostMeter, Share
 from studytool.training.metrics import score
@@ -43,7 +43,7 @@ class Course:
     """Takes what each epoch has given, writes `last.pt` when that is due, and at last the selected weights.
 
     With `each_epoch` it is due whatever the trial says: somebody else stops it, and has it go on elsewhere. `on_saved`
-    is called then, and what it takes is a part of writing.
+    is called then; what it takes counts as writing, but is no cost.
     """
 
     def __init__(
@@ -111,14 +111,19 @@ class Course:
         with self._meter.phase("checkpoint"):
             if self._selected() is self.epochs[-1]:
                 self._weights_selected = self._weights()
-            begun = time.perf_counter()
-            is_due = self._each_epoch or self._seconds_to_save <= CHECKPOINT_SHARE * (begun - self._saved_at)
-            if is_due and epoch < self.trial.train.max_epochs:
-                save_last(self._folder, self._state(), self.trial, self._dataset.fingerprint)
-                if self._on_saved is not None:
-                    self._on_saved()
-                self._saved_at = time.perf_counter()
-                self._seconds_to_save = self._saved_at - begun
+        since = time.perf_counter() - self._saved_at
+        is_worth_it = self._seconds_to_save <= CHECKPOINT_SHARE * since or since >= MOST_SECONDS_UNSAVED
+        if epoch < self.trial.train.max_epochs and (self._each_epoch or is_worth_it):
+            self._save()
+
+    def _save(self) -> None:
+        begun = time.perf_counter()
+        with self._meter.phase("checkpoint"):
+            save_last(self._folder, self._state(), self.trial, self._dataset.fingerprint)
+        if self._on_saved is not None:
+            self._on_saved()
+        self._saved_at = time.perf_counter()
+        self._seconds_to_save = self._saved_at - begun
 
     def finish(self, scores_on_test: Callable[[int], Scores]) -> EpochResult:
         """The last epoch's result; after this nothing is left to do.

@@ -90,7 +90,8 @@ def digest_of_code(model: StagedModel, upto: str) -> str:
     """
     backbone = str(model.description["backbone"])
     parts = [model.framing, *(model.part(name) for name in model.part_names[: model.part_names.index(upto) + 1])]
-    modules = {type(module).__module__ for part in parts for module in part.modules()} | {backbone.partition(":")[0]}
+    kinds = {kind for part in parts for module in part.modules() for kind in type(module).__mro__}
+    modules = {kind.__module__ for kind in kinds} | {backbone.partition(":")[0]}
     files = {
         inspect.getsourcefile(sys.modules[name])
         for name in modules

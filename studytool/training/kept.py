@@ -15,7 +15,7 @@ from studytool.data.manifest import MANIFEST_NAME
 from studytool.data.remote_copy import local_copy
 from studytool.data.shards import Dataset, open_dataset
 from studytool.models.adapt import StagedModel, make_head
-from studytool.models.build import build_model
+from studytool.models.build import build_model, depends_on_seed
 from studytool.models.weights import weights_path
 from studytool.settings import ModelSettings
 from studytool.spec import TrialSpec
@@ -65,7 +65,7 @@ class Kept:
                 return model
         model = build_model(settings, num_classes=num_classes, volume_shape_dhw=volume_shape_dhw, seed=seed)
         if _size_bytes(model) <= self._most_bytes and _can_be_copied(model):
-            self._networks[kind, seed if model.load_report.depends_on_seed else None] = copy.deepcopy(model)
+            self._networks[kind, seed if depends_on_seed(model) else None] = copy.deepcopy(model)
             while sum(map(_size_bytes, self._networks.values())) > self._most_bytes:
                 self._networks.popitem(last=False)
         return model

@@ -66,7 +66,7 @@ def train_trial(
         device: "cpu", "cuda" or "cuda:N"; None takes a GPU where there is one.
         trials_side_by_side: how many trials share the device, for the cost.
         kept: what earlier trials of this process have opened and built, and where this one keeps it for later ones.
-        on_saved: called when `last.pt` was written before the end, for example to copy it; a part of the cost.
+        on_saved: called when `last.pt` was written before the end, for example to copy it; no part of the cost.
 
     Raises:
         DataError: the dataset cannot be read, or lacks a split, class or labels, or does not fit the trial's input.

@@ -20,6 +20,7 @@ from studytool.data.stream import epoch_order
 from studytool.errors import StudytoolError, TrainingError, WeightsError
 from studytool.models.adapt import POOL, StagedModel, make_head
 from studytool.models.anatomy import Activations
+from studytool.models.build import depends_on_seed
 from studytool.results import EpochResult, Scores
 from studytool.spec import TrialSpec
 from studytool.training.checkpoint import TrialState, load_last
@@ -179,7 +180,7 @@ class _Pack:
     def _network_for(self, trial: TrialSpec) -> Network:
         """The network of all; where a part of its frozen weights is drawn at random, that of trials with this seed."""
         for seed, network in self._networks.items():
-            if seed == trial.seed or not network.model.load_report.depends_on_seed:
+            if seed == trial.seed or not depends_on_seed(network.model):
                 return network
         network = build_network(trial, self._dataset, self._device, self._meter, self._kept, however_cheap=True)
         assert network.cache is not None

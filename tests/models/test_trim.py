@@ -16,7 +16,7 @@ from studytool.models.trim import needed_taps, trim_kernels
 )
 def test_one_axis_against_torch(axis: tuple[int, int, int, int, int]):
     voxels, taps, stride, padding, dilation = axis
-    if voxels + 2 * padding < dilation * (taps - 1) + 1 or padding > dilation * (taps - 1):
+    if voxels + 2 * padding < dilation * (taps - 1) + 1:
         pytest.skip("no such convolution")
     whole = nn.Conv1d(2, 3, taps, stride=stride, padding=padding, dilation=dilation).double()
     line = torch.randn(2, 2, voxels, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -108,17 +108,23 @@ def test_both_damaged_is_an_error_not_a_fresh_start(make_trial: MakeTrial, tmp_p
         load_last(tmp_path, trial, PRINT)
 
 
-def test_what_came_of_another_trial_is_not_written_over(make_trial: MakeTrial, tmp_path: Path):
+def test_what_came_of_another_trial_is_not_written_over(
+    make_trial: MakeTrial, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     result = state(1).epochs[0]
     record = BestRecord(make_trial(), ("a", "b"), (12, 12, 12), 10.0, PRINT, "float32", result)
     save_record(tmp_path, record)
     assert load_last(tmp_path, make_trial(number=7, accumulate=4), PRINT) is None
+    assert "no last.pt beside its best.json to go on from; training from the start" in caplog.text
     with pytest.raises(
         WeightsError, match=r"best\.json: made with train\.batch_size = 8, now 4; choose another folder"
     ):
         load_last(tmp_path, make_trial(batch_size=4), PRINT)
     with pytest.raises(WeightsError, match=r"best\.json: made with another dataset or split"):
         load_last(tmp_path, make_trial(), "e" * 64)
+    (tmp_path / "best.json").write_text("{}")
+    with pytest.raises(WeightsError, match=r"best\.json is damaged .*; remove .* to train the trial from the start"):
+        load_last(tmp_path, make_trial(), PRINT)
 
 
 def test_every_flipped_bit_and_every_cut_is_noticed_or_harmless(make_trial: MakeTrial, tmp_path: Path):

@@ -222,11 +222,15 @@ def test_a_damaged_state_costs_one_epoch_and_changes_nothing(make_trial: MakeTri
     assert timeless(train_trial(trial, tmp_path / "damaged")) == straight
 
 
-@pytest.mark.parametrize(("seconds_to_write", "written"), [(0.04, [1, 2, 3, 4, 5]), (0.09, [1, 1, 3, 3, 5]), (9, [1])])
+@pytest.mark.parametrize(
+    ("epoch_seconds", "seconds_to_write", "written"),
+    [(1, 0.04, [1, 2, 3, 4, 5]), (1, 0.09, [1, 1, 3, 3, 5]), (1, 9, [1]), (350, 99, [1, 1, 3, 3, 5])],
+)
 def test_a_checkpoint_is_written_when_it_takes_a_twentieth_of_the_time_since_the_last_one(
     make_trial: MakeTrial,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    epoch_seconds: float,
     seconds_to_write: float,
     written: list[int],
 ):
@@ -240,7 +244,7 @@ def test_a_checkpoint_is_written_when_it_takes_a_twentieth_of_the_time_since_the
 
     def add(self: Course, *args: Any) -> None:
         nonlocal now
-        now += 1.0
+        now += epoch_seconds
         add_epoch(self, *args)
 
     def written_epochs(walk: Iterator[EpochResult], folder: Path) -> int:
