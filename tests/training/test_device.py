@@ -63,10 +63,10 @@ import resource, torch
 from studytool.training import device as devices
 
 def pages():
-    "That the kernel had to give while ten tensors of 64 MiB came and went, after a first one."
+    "That the kernel had to give while 40 tensors of 64 MiB came and went, after a first one."
     torch.ones(16 << 20)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(10):
+    for _ in range(40):
         torch.ones(16 << 20)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
@@ -88,8 +88,8 @@ def test_what_a_step_on_a_cpu_frees_is_kept_for_the_next_one_unless_it_is_switch
     done = subprocess.run([sys.executable, "-c", PAGES_FOR_LARGE_TENSORS], capture_output=True, text=True, check=True)
     before, kept, after = map(int, done.stdout.split())
     pages_each = (64 << 20) // resource.getpagesize()
-    assert kept < 4 * pages_each
-    assert huge_pages() or min(before, after) > 8 * pages_each
+    assert kept < 10 * pages_each, "the heap gets some holes, and grows to as much as it needs"
+    assert huge_pages() or min(before, after) > 32 * pages_each
 
 
 def huge_pages() -> bool:
